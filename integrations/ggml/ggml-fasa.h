@@ -1,0 +1,36 @@
+/* libggml-fasa: FASA inside llama.cpp, as a loadable ggml backend.
+ *
+ * An unmodified llama.cpp tool takes it from the environment:
+ *   GGML_BACKEND_PATH=libggml-fasa.so FASA_PROFILE=model.fasa.json llama-completion -m model.gguf ...
+ * A program that loads it with ggml_backend_load() may configure it through ggml_backend_reg_get_proc_address()
+ * with the names and types below. Contexts take the configuration that holds when they are created.
+ */
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* "fasa_ggml_configure": settings as "key=value" pairs separated by spaces or commas, the same keys as the environment
+ * variables in lower case without FASA_: profile=PATH policy=fasa|oracle|full budget=256 sinks=4 recent=32
+ * n_tip=25%|8 criterion=variance share_fcs=1 share_tokens=0 dense_layers=2 index=int8|f16|int4 verbose=0
+ * Keys not named keep their defaults (not their former values). Returns 0, or non-zero and *message (valid until the
+ * thread's next call) says what is wrong; then the configuration stays as it was. */
+typedef int (*fasa_ggml_configure_t)(const char* settings, const char** message);
+
+struct fasa_ggml_stats {
+  int64_t sparse_calls;   /* query tokens x layers that were decoded sparsely */
+  int64_t dense_calls;    /* the same, by our dense attention */
+  int64_t kv_bytes_read;  /* bytes of K and V that those read */
+  int64_t index_bytes_read;
+  int64_t index_bytes;    /* memory that all indices hold now, their bookkeeping included */
+  int64_t rows_rebuilt;   /* index rows made again from K (state load, shift, copy) */
+};
+/* "fasa_ggml_stats": sums over all contexts of the process since the last reset (index_bytes: now). */
+typedef void (*fasa_ggml_stats_t)(struct fasa_ggml_stats* out, int reset);
+
+#ifdef __cplusplus
+}
+#endif
