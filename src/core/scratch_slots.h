@@ -4,14 +4,14 @@
 namespace fasa {
 
 enum ScratchSlot : int {
-  kSlotScores = 0,   // policy: f32 [num_q_heads, num_rows]
-  kSlotRows,         // policy: i32 [num_q_heads, budget]
-  kSlotBias,         // policy: f32 [num_rows]
-  kSlotForced,       // policy: i32 [budget]
-  kSlotScore,        // ops/score
-  kSlotSelect,       // ops/select
-  kSlotAttend,       // ops/attend: partial results
-  kSlotAttendWork,   // ops/attend: one worker's tiles
+  kSlotScores = 0,  // policy: f32 [num_q_heads, num_rows]
+  kSlotRows,        // policy: i32 [num_q_heads, budget]
+  kSlotBias,        // policy: f32 [num_rows]
+  kSlotForced,      // policy: i32 [budget]
+  kSlotScore,       // ops/score
+  kSlotSelect,      // ops/select
+  kSlotAttend,      // ops/attend: partial results
+  kSlotAttendWork,  // ops/attend: one worker's tiles
   kNumScratchSlots,
 };
 

@@ -1,4 +1,5 @@
-// One row of an operation's table of implementations. The table drives dispatch, tests and benchmarks.
+// One row of an operation's table of implementations. The table drives dispatch, tests and
+// benchmarks.
 #pragma once
 
 #include <cstdlib>
@@ -20,13 +21,13 @@ struct Implementation {
 };
 
 // The name that FASA_IMPL forces for `op` ("attend:ref,score:cpu"), or empty.
-std::string forced_implementation(std::string_view op);
+std::string_view forced_implementation(std::string_view op);
 
 // The first implementation in `table` (best first) that supports `args`, or the forced one.
 template <class Args>
 const Implementation<Args>& choose(std::string_view op, std::span<const Implementation<Args>> table,
                                    const Args& args) {
-  const std::string forced = forced_implementation(op);
+  const std::string_view forced = forced_implementation(op);
   std::string reasons;
   for (const auto& implementation : table) {
     if (!forced.empty() && forced != implementation.name) continue;
@@ -34,7 +35,7 @@ const Implementation<Args>& choose(std::string_view op, std::span<const Implemen
     if (reason.empty()) return implementation;
     reasons += std::string(reasons.empty() ? "" : "; ") + implementation.name + ": " + reason;
   }
-  if (reasons.empty()) reasons = "FASA_IMPL names no implementation '" + forced + "'";
+  if (reasons.empty()) reasons = "FASA_IMPL names no implementation '" + std::string(forced) + "'";
   throw Error(ErrorCode::kUnsupported, std::string(op) + ": " + reasons);
 }
 
