@@ -3,7 +3,8 @@
 //   S[h, t] = sum over FCs i of plane(h):  q[h, dims[i]] . index[plane(h), t, i]      (+ bias[t])
 //   shared by the group (kMax):  S[g, t] = max over the query heads h of KV head g
 //
-// Unscaled: the model's 1/sqrt(d) does not change an order. plane(h) = h * num_planes / num_q_heads.
+// Unscaled: the model's 1/sqrt(d) does not change an order. plane(h) = h * num_planes /
+// num_q_heads.
 #pragma once
 
 #include <span>
@@ -26,7 +27,7 @@ struct ScoreArgs {
   int64_t num_rows = 0;         // scores rows 0..num_rows-1; <= index.shape.num_rows
   const float* bias = nullptr;  // [num_rows] added (0 or -inf), or null
   GroupReduce reduce = GroupReduce::kNone;
-  float* scores = nullptr;     // [num_q_heads or num_kv_heads, scores_stride]
+  float* scores = nullptr;    // [num_q_heads or num_kv_heads, scores_stride]
   int64_t scores_stride = 0;  // floats, >= num_rows
 };
 
