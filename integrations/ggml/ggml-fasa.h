@@ -31,6 +31,9 @@ struct fasa_ggml_stats {
 /* "fasa_ggml_stats": sums over all contexts of the process since the last reset (index_bytes: now). */
 typedef void (*fasa_ggml_stats_t)(struct fasa_ggml_stats* out, int reset);
 
+/* "fasa_ggml_check_index": makes every index row again from K and returns how many differ: 0, unless there is a bug. */
+typedef int64_t (*fasa_ggml_check_index_t)(void);
+
 #ifdef __cplusplus
 }
 #endif

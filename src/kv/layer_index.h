@@ -1,0 +1,82 @@
+// The index of one layer's K cache (one stream of it), what of it is valid, and how old its rows
+// are.
+//
+// A row is valid while its index bytes follow from the K cache. Rows are aged by the order in which
+// they were written, which is the order of positions in a sequence; physical rows are in no
+// particular order.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "fasa/context.h"
+#include "fasa/index.h"
+#include "fasa/tensor.h"
+
+namespace fasa {
+
+// The rows that a query may see: rows 0..num_rows-1, of them those with mask[row] != 0.
+struct VisibleRows {
+  int64_t num_rows = 0;
+  int64_t num_visible = 0;
+  const uint8_t* mask = nullptr;  // [num_rows], or null: every one of them is visible
+};
+
+class LayerIndex {
+ public:
+  // `dims` as IndexView::dims: [num_planes][num_fcs][2].
+  LayerIndex(const IndexShape& shape, std::vector<int16_t> dims);
+
+  // cache[rows[i]] = src[i], with the index rows; the rows become the newest, in the order given.
+  // src.data null: the caller wrote the cache already.
+  void append(Context& context, const CacheView& src, std::span<const int64_t> rows,
+              const CacheView& cache);
+
+  // The K of rows first..first+count-1 was changed in place; they keep their age.
+  void invalidate(int64_t first, int64_t count);
+  // They were replaced by something unknown: age unknown too, until the next refresh.
+  void forget(int64_t first, int64_t count);
+
+  // Makes every visible row valid and aged (rows of unknown age: in row order, newer than all
+  // known). Returns how many index rows were rebuilt. O(1) for a prefix of rows with nothing to do.
+  int64_t refresh(Context& context, const CacheView& cache, const VisibleRows& visible);
+
+  // The `sinks` oldest and the `recent` newest visible rows, ascending and distinct; call refresh
+  // first. The span lives until the next call.
+  std::span<const int32_t> forced_rows(const VisibleRows& visible, int64_t sinks, int64_t recent);
+
+  // The newest visible row, or -1.
+  int64_t newest_row(const VisibleRows& visible) const;
+
+  // Valid rows whose index bytes differ from what K gives: 0, unless there is a bug.
+  int64_t count_stale_rows(Context& context, const CacheView& cache) const;
+
+  IndexView view() const { return {data_.get(), shape_, dims_.data()}; }
+  int64_t num_rows() const { return shape_.num_rows; }
+  bool is_valid(int64_t row) const { return valid_[row] != 0; }
+  int64_t memory_bytes() const;
+
+ private:
+  struct Free {
+    void operator()(std::byte* data) const;
+  };
+
+  void stamp(int64_t row);
+  bool in_age_order(const VisibleRows& visible) const;
+
+  IndexShape shape_;
+  std::vector<int16_t> dims_;
+  std::unique_ptr<std::byte, Free> data_;
+  std::vector<uint8_t> valid_;
+  std::vector<uint32_t> stamps_;  // 0: age unknown
+  uint32_t last_stamp_ = 0;
+  int64_t valid_prefix_ = 0;    // rows 0..valid_prefix_-1 are all valid
+  int64_t ordered_prefix_ = 0;  // rows 0..ordered_prefix_-1 have known, ascending stamps
+  std::vector<int64_t> rebuild_;
+  std::vector<int32_t> visible_rows_;
+  std::vector<int32_t> forced_;
+};
+
+}  // namespace fasa
