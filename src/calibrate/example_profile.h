@@ -1,0 +1,31 @@
+// A small valid profile for tests.
+#pragma once
+
+#include "fasa/profile.h"
+
+namespace fasa {
+
+inline Profile example_profile() {
+  Profile profile;
+  profile.architecture = "llama";
+  profile.model_name = "An \"example\" \xC3\xA9";
+  profile.provenance = {{"texts", "prose.txt"}, {"windows", "4"}};
+  for (int32_t l = 0; l < 3; ++l) {
+    LayerProfile layer;
+    layer.layer = l;
+    layer.fingerprint = 0xfedcba9876543210U + static_cast<uint64_t>(l);
+    layer.num_q_heads = 4;
+    layer.num_kv_heads = 2;
+    layer.sliding_window = l == 1;
+    layer.rope = {RopeLayout::kInterleaved, 8, 6, 10000.0};
+    for (const char* name : {"ca256", "variance"}) {
+      if (layer.sliding_window) continue;
+      std::vector<float>& values = layer.measures[name];
+      for (int i = 0; i < 16; ++i) values.push_back(static_cast<float>((i * 7 + l) % 16) / 7.0F);
+    }
+    profile.layers.push_back(layer);
+  }
+  return profile;
+}
+
+}  // namespace fasa

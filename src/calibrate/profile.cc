@@ -1,0 +1,156 @@
+#include "fasa/profile.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "fasa/error.h"
+#include "src/calibrate/profile_check.h"
+
+namespace fasa {
+
+const LayerProfile* Profile::find(int32_t layer) const {
+  const auto at =
+      std::lower_bound(layers.begin(), layers.end(), layer,
+                       [](const LayerProfile& l, int32_t wanted) { return l.layer < wanted; });
+  return at != layers.end() && at->layer == layer ? &*at : nullptr;
+}
+
+uint64_t fingerprint(const void* bytes, size_t size) {
+  uint64_t hash = 0xcbf29ce484222325U;
+  const auto* p = static_cast<const unsigned char*>(bytes);
+  for (size_t i = 0; i < size; ++i) hash = (hash ^ p[i]) * 0x100000001b3U;
+  return hash;
+}
+
+std::string layer_problem(const LayerProfile& layer) {
+  if (layer.layer < 0 || layer.layer >= kMaxLayers) {
+    return fmt::format("a layer has the number {}, outside 0..{}", layer.layer, kMaxLayers - 1);
+  }
+  const auto problem = [&](const std::string& what) {
+    return fmt::format("layer {} has {}", layer.layer, what);
+  };
+  if (layer.num_q_heads < 1 || layer.num_q_heads > kMaxHeads || layer.num_kv_heads < 1 ||
+      layer.num_q_heads % layer.num_kv_heads != 0) {
+    return problem(fmt::format("{} query heads and {} KV heads, not a multiple within 1..{}",
+                               layer.num_q_heads, layer.num_kv_heads, kMaxHeads));
+  }
+  try {
+    check(layer.rope);
+  } catch (const Error& e) {
+    return problem(std::string("a bad rope: ") + e.what());
+  }
+  if (!std::isfinite(layer.rope.freq_base) || layer.rope.freq_base <= 0) {
+    return problem("a rope freq_base that is not a positive number");
+  }
+  // At most kMaxHeads * 2048, so no overflow.
+  const auto expected = static_cast<size_t>(layer.num_q_heads) * num_fcs(layer.rope);
+  for (const auto& [name, values] : layer.measures) {
+    if (values.size() != expected) {
+      return problem(fmt::format("{} values of '{}' where its heads and FCs make {}", values.size(),
+                                 name, expected));
+    }
+    for (const float v : values) {
+      if (!std::isfinite(v) || v < 0) {
+        return problem(fmt::format("a value of '{}' that is negative or not finite", name));
+      }
+    }
+  }
+  if (layer.sliding_window && !layer.measures.empty()) {
+    return problem("measures though it is a sliding-window layer");
+  }
+  if (!layer.sliding_window && layer.measures.empty()) return problem("no measures");
+  return "";
+}
+
+std::string profile_problem(const Profile& profile) {
+  if (profile.layers.empty()) return "it has no layers";
+  const LayerProfile* first_measured = nullptr;
+  int32_t previous = -1;
+  for (const LayerProfile& layer : profile.layers) {
+    if (std::string problem = layer_problem(layer); !problem.empty()) return problem;
+    if (layer.layer == previous) return fmt::format("layer {} occurs twice", layer.layer);
+    if (layer.layer < previous) {
+      return fmt::format("layer {} comes after layer {}", layer.layer, previous);
+    }
+    previous = layer.layer;
+    if (layer.sliding_window) continue;
+    if (first_measured == nullptr) first_measured = &layer;
+    for (const auto& [name, values] : first_measured->measures) {
+      if (!layer.measures.contains(name)) {
+        return fmt::format("layer {} lacks the measure '{}' that layer {} has", layer.layer, name,
+                           first_measured->layer);
+      }
+    }
+    for (const auto& [name, values] : layer.measures) {
+      if (!first_measured->measures.contains(name)) {
+        return fmt::format("layer {} lacks the measure '{}' that layer {} has",
+                           first_measured->layer, name, layer.layer);
+      }
+    }
+  }
+  return "";
+}
+
+namespace {
+
+std::vector<int32_t> best(const std::vector<double>& values, int64_t count) {
+  std::vector<int32_t> order(values.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return values[a] > values[b]; });
+  order.resize(static_cast<size_t>(count));
+  return order;
+}
+
+const std::vector<float>& measure_of(const LayerProfile& layer, const std::string& criterion) {
+  const auto at = layer.measures.find(criterion);
+  if (at != layer.measures.end()) return at->second;
+  std::string known;
+  for (const auto& [name, values] : layer.measures) known += (known.empty() ? "" : ", ") + name;
+  throw Error(ErrorCode::kInvalidArgument,
+              known.empty()
+                  ? fmt::format("Layer {} has no measures, so no dominant FCs: leave it dense.",
+                                layer.layer)
+                  : fmt::format("The profile has no criterion '{}' for layer {}: choose one of {}.",
+                                criterion, layer.layer, known));
+}
+
+}  // namespace
+
+std::vector<std::vector<int32_t>> dominant_fcs(const LayerProfile& layer,
+                                               const PolicySettings& settings) {
+  const std::vector<float>& measure = measure_of(layer, settings.criterion);
+  const int64_t fcs = num_fcs(layer.rope);
+  const int64_t n_tip = fcs_per_head(settings, fcs);
+  const int64_t planes = settings.share_fcs ? layer.num_kv_heads : layer.num_q_heads;
+  const int64_t group = layer.num_q_heads / planes;
+  std::vector<std::vector<int32_t>> result;
+  for (int64_t plane = 0; plane < planes; ++plane) {
+    std::vector<double> value(fcs, 0.0);
+    for (int64_t head = plane * group; head < (plane + 1) * group; ++head) {
+      const float* row = measure.data() + head * fcs;
+      const double sum = std::accumulate(row, row + fcs, 0.0);
+      if (sum == 0) continue;
+      for (int64_t fc = 0; fc < fcs; ++fc) value[fc] = std::max(value[fc], row[fc] / sum);
+    }
+    result.push_back(best(value, n_tip));
+  }
+  return result;
+}
+
+std::vector<int16_t> dominant_dims(const LayerProfile& layer, const PolicySettings& settings) {
+  std::vector<int16_t> dims;
+  for (const auto& plane : dominant_fcs(layer, settings)) {
+    for (const int32_t fc : plane) {
+      const DimPair pair = fc_dims(layer.rope, fc);
+      dims.push_back(static_cast<int16_t>(pair.first));
+      dims.push_back(static_cast<int16_t>(pair.second));
+    }
+  }
+  return dims;
+}
+
+}  // namespace fasa
