@@ -5,6 +5,8 @@
 
 namespace fasa::cli {
 
+void add_calibrate_command(CLI::App& app);
+void add_inspect_command(CLI::App& app);
 void add_run_command(CLI::App& app);
 void add_bench_command(CLI::App& app);
 void add_eval_command(CLI::App& app);
@@ -15,6 +17,3 @@ void add_eval_kl_command(CLI::App& eval);
 void add_eval_passkey_command(CLI::App& eval);
 
 }  // namespace fasa::cli
-
-void add_calibrate_command(CLI::App& app);
-void add_inspect_command(CLI::App& app);
