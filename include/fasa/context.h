@@ -13,12 +13,11 @@ namespace fasa {
 class TaskRef {
  public:
   template <class F>
-    requires(!std::is_same_v<std::remove_cvref_t<F>, TaskRef>)
-  TaskRef(F&& f)  // NOLINT(google-explicit-constructor): a call argument
+  requires(!std::is_same_v<std::remove_cvref_t<F>, TaskRef>)
+      TaskRef(F&& f)  // NOLINT(google-explicit-constructor): a call argument
       : object_(const_cast<void*>(static_cast<const void*>(&f))),
-        call_([](void* o, int64_t task, int worker) {
-          (*static_cast<std::remove_reference_t<F>*>(o))(task, worker);
-        }) {}
+        call_([](void* o, int64_t task, int worker) { (*static_cast<std::remove_reference_t<F>*>(o))(task, worker); }) {
+  }
   void operator()(int64_t task, int worker) const { call_(object_, task, worker); }
 
  private:

@@ -29,8 +29,8 @@ struct IndexShape {
   int64_t num_rows = 0;  // capacity in rows; memory is rounded up to whole blocks
 
   int64_t num_blocks() const { return (num_rows + kIndexBlock - 1) / kIndexBlock; }
-  int64_t fc_bytes() const;      // bytes of one FC in one block
-  int64_t block_bytes() const;   // a multiple of 32
+  int64_t fc_bytes() const;     // bytes of one FC in one block
+  int64_t block_bytes() const;  // a multiple of 32
   int64_t plane_bytes() const { return num_blocks() * block_bytes(); }
   int64_t total_bytes() const { return num_planes * plane_bytes(); }
   // Bytes that scoring reads for one row of one plane.

@@ -17,15 +17,15 @@ enum class PolicyKind : uint8_t {
 
 struct PolicySettings {
   PolicyKind kind = PolicyKind::kFasa;
-  int64_t budget = 256;    // N_fac: rows kept per query, sinks and recent included
-  int64_t sinks = 4;       // first tokens always kept
-  int64_t recent = 32;     // last tokens always kept
-  double fc_fraction = 0.25;  // N_tip as a fraction of the head's FCs, used when fc_count is 0
-  int64_t fc_count = 0;       // N_tip as a count
+  int64_t budget = 256;                // N_fac: rows kept per query, sinks and recent included
+  int64_t sinks = 4;                   // first tokens always kept
+  int64_t recent = 32;                 // last tokens always kept
+  double fc_fraction = 0.25;           // N_tip as a fraction of the head's FCs, used when fc_count is 0
+  int64_t fc_count = 0;                // N_tip as a count
   std::string criterion = "variance";  // which measure of the profile ranks the FCs
-  bool share_fcs = true;      // one set of FCs for a KV group (a smaller index)
-  bool share_tokens = false;  // one choice of tokens for a KV group (max of the heads' scores)
-  int64_t dense_layers = 2;   // the first layers keep full attention
+  bool share_fcs = true;               // one set of FCs for a KV group (a smaller index)
+  bool share_tokens = false;           // one choice of tokens for a KV group (max of the heads' scores)
+  int64_t dense_layers = 2;            // the first layers keep full attention
   IndexType index_type = IndexType::kI8;
 };
 

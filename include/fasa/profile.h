@@ -30,8 +30,8 @@ struct LayerProfile {
 
 struct Profile {
   int version = kProfileVersion;
-  std::string architecture;  // GGUF general.architecture
-  std::string model_name;    // GGUF general.name
+  std::string architecture;          // GGUF general.architecture
+  std::string model_name;            // GGUF general.name
   std::vector<LayerProfile> layers;  // in order of `layer`, all of the model's
   // How it was made, for people: texts, contexts, number of queries.
   std::map<std::string, std::string> provenance;

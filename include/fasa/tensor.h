@@ -28,9 +28,7 @@ struct CacheView {
   int64_t row_stride = 0;   // bytes
   int64_t head_stride = 0;  // bytes
 
-  std::byte* at(int64_t row, int64_t head) const {
-    return data + row * row_stride + head * head_stride;
-  }
+  std::byte* at(int64_t row, int64_t head) const { return data + row * row_stride + head * head_stride; }
 };
 
 // f32 vectors, one a query head: value (head, dim) lies at data[head * head_stride + dim].

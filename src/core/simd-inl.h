@@ -67,8 +67,7 @@ HWY_INLINE float Dot(const float* a, const float* b, int64_t n) {
   const auto lanes = static_cast<int64_t>(hn::Lanes(df));
   auto sum = hn::Zero(df);
   int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    sum = hn::MulAdd(hn::LoadU(df, a + i), hn::LoadU(df, b + i), sum);
+  for (; i + lanes <= n; i += lanes) sum = hn::MulAdd(hn::LoadU(df, a + i), hn::LoadU(df, b + i), sum);
   float total = hn::GetLane(hn::SumOfLanes(df, sum));
   for (; i < n; ++i) total += a[i] * b[i];
   return total;

@@ -25,8 +25,7 @@ std::string_view forced_implementation(std::string_view op);
 
 // The first implementation in `table` (best first) that supports `args`, or the forced one.
 template <class Args>
-const Implementation<Args>& choose(std::string_view op, std::span<const Implementation<Args>> table,
-                                   const Args& args) {
+const Implementation<Args>& choose(std::string_view op, std::span<const Implementation<Args>> table, const Args& args) {
   const std::string_view forced = forced_implementation(op);
   std::string reasons;
   for (const auto& implementation : table) {

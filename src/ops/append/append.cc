@@ -7,9 +7,7 @@
 namespace fasa::ops {
 namespace {
 
-[[noreturn]] void bad(const std::string& what) {
-  throw Error(ErrorCode::kInvalidArgument, "append: " + what);
-}
+[[noreturn]] void bad(const std::string& what) { throw Error(ErrorCode::kInvalidArgument, "append: " + what); }
 
 }  // namespace
 
@@ -17,15 +15,14 @@ void check(const AppendArgs& args) {
   if (args.cache.data == nullptr) bad("cache has no data");
   if (args.src.data != nullptr) {
     if (args.src.num_rows != static_cast<int64_t>(args.rows.size()))
-      bad("src has " + std::to_string(args.src.num_rows) + " rows for " +
-          std::to_string(args.rows.size()) + " row numbers");
+      bad("src has " + std::to_string(args.src.num_rows) + " rows for " + std::to_string(args.rows.size()) +
+          " row numbers");
     if (args.src.num_heads != args.cache.num_heads || args.src.head_dim != args.cache.head_dim)
       bad("src and cache differ in heads or head_dim");
   }
   for (const int64_t row : args.rows)
     if (row < 0 || row >= args.cache.num_rows)
-      bad("row " + std::to_string(row) + " is outside of the cache's " +
-          std::to_string(args.cache.num_rows));
+      bad("row " + std::to_string(row) + " is outside of the cache's " + std::to_string(args.cache.num_rows));
   if (args.index.data == nullptr) return;
   const IndexShape& shape = args.index.shape;
   if (args.index.dims == nullptr) bad("the index has no dims");
@@ -40,13 +37,10 @@ void check(const AppendArgs& args) {
 
 int64_t bytes(const AppendArgs& args) {
   const int64_t row = dtype_bytes(args.cache.dtype, args.cache.head_dim) * args.cache.num_heads;
-  const int64_t source = args.src.data == nullptr
-                             ? 0
-                             : dtype_bytes(args.src.dtype, args.src.head_dim) * args.src.num_heads;
+  const int64_t source =
+      args.src.data == nullptr ? 0 : dtype_bytes(args.src.dtype, args.src.head_dim) * args.src.num_heads;
   const double index =
-      args.index.data == nullptr
-          ? 0
-          : args.index.shape.row_bytes() * static_cast<double>(args.index.shape.num_planes);
+      args.index.data == nullptr ? 0 : args.index.shape.row_bytes() * static_cast<double>(args.index.shape.num_planes);
   return static_cast<int64_t>(args.rows.size()) * (row + source + static_cast<int64_t>(index));
 }
 

@@ -22,7 +22,7 @@ struct AppendArgs {
   IndexView index;                // data null: no index (V, or a dense layer)
 };
 
-void check(const AppendArgs& args);      // throws Error(kInvalidArgument)
+void check(const AppendArgs& args);     // throws Error(kInvalidArgument)
 int64_t bytes(const AppendArgs& args);  // that must move
 std::span<const Implementation<AppendArgs>> append_implementations();
 void append(Context& context, const AppendArgs& args);  // check, choose, run

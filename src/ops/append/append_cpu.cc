@@ -32,8 +32,7 @@ void Demote(const float* from, uint16_t* to, int64_t n, bool bf16) {
   const hn::Rebind<hwy::float16_t, decltype(df)> dh;
   const auto lanes = static_cast<int64_t>(hn::Lanes(df));
   for (; i + lanes <= n; i += lanes)
-    hn::StoreU(hn::DemoteTo(dh, hn::LoadU(df, from + i)), dh,
-               reinterpret_cast<hwy::float16_t*>(to + i));
+    hn::StoreU(hn::DemoteTo(dh, hn::LoadU(df, from + i)), dh, reinterpret_cast<hwy::float16_t*>(to + i));
   for (; i < n; ++i) to[i] = f32_to_f16(from[i]);
 }
 

@@ -52,8 +52,7 @@ void index_row(const AppendArgs& args, int64_t plane, int64_t row) {
 
 void index_rows(const AppendArgs& args, std::span<const int64_t> rows) {
   for (const int64_t row : rows)
-    for (int64_t plane = 0; plane < args.index.shape.num_planes; ++plane)
-      index_row(args, plane, row);
+    for (int64_t plane = 0; plane < args.index.shape.num_planes; ++plane) index_row(args, plane, row);
 }
 
 uint16_t index_scale(float max_abs, float limit) {
@@ -64,10 +63,8 @@ uint16_t index_scale(float max_abs, float limit) {
 }
 
 std::string append_ref_supports(const AppendArgs& args) {
-  if (args.cache.dtype == DType::kQ8_0 && args.index.data != nullptr)
-    return "no index over a q8_0 cache of K";
-  if (args.cache.dtype == DType::kQ8_0 && args.src.data != nullptr)
-    return "writing a q8_0 cache is the engine's";
+  if (args.cache.dtype == DType::kQ8_0 && args.index.data != nullptr) return "no index over a q8_0 cache of K";
+  if (args.cache.dtype == DType::kQ8_0 && args.src.data != nullptr) return "writing a q8_0 cache is the engine's";
   return {};
 }
 

@@ -16,9 +16,7 @@ void attend_ref(Context& /*context*/, const AttendArgs& args) {
     const int64_t kv_head = kv_head_of(head, args.q.num_heads, args.k.num_heads);
     const int64_t set = args.rows == nullptr ? 0 : head * args.num_sets / args.q.num_heads;
     const int64_t count = args.rows == nullptr ? args.num_rows : args.num_kept[set];
-    const auto row_of = [&](int64_t i) {
-      return args.rows == nullptr ? i : args.rows[set * args.rows_stride + i];
-    };
+    const auto row_of = [&](int64_t i) { return args.rows == nullptr ? i : args.rows[set * args.rows_stride + i]; };
     const double sink = args.sink_logits == nullptr ? -INFINITY : args.sink_logits[head];
 
     std::vector<double> logits(count);
@@ -41,8 +39,7 @@ void attend_ref(Context& /*context*/, const AttendArgs& args) {
       const double p = std::exp(logits[i] - max);
       const std::byte* value = args.v.at(row_of(i), kv_head);
       sum += p;
-      for (int64_t d = 0; d < args.v.head_dim; ++d)
-        out[d] += p * load_value(args.v.dtype, value, d);
+      for (int64_t d = 0; d < args.v.head_dim; ++d) out[d] += p * load_value(args.v.dtype, value, d);
     }
     for (int64_t d = 0; d < args.v.head_dim; ++d)
       args.out.at(head)[d] = sum == 0 ? 0.0F : static_cast<float>(out[d] / sum);

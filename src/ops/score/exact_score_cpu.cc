@@ -27,8 +27,7 @@ void ExactRun(const ExactScoreArgs& args, int64_t kv_head, int64_t row0, int64_t
     RowToFloat(args.k.dtype, args.k.at(row, kv_head), args.k.head_dim, key);
     for (int64_t i = 0; i < group; ++i) {
       const int64_t head = kv_head * group + i;
-      float value = Dot(args.q.at(head), key, args.k.head_dim) +
-                    (args.bias == nullptr ? 0.0F : args.bias[row]);
+      float value = Dot(args.q.at(head), key, args.k.head_dim) + (args.bias == nullptr ? 0.0F : args.bias[row]);
       if (args.reduce == GroupReduce::kNone) {
         args.scores[head * args.scores_stride + row] = value;
       } else {

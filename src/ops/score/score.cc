@@ -31,17 +31,14 @@ void check(const ScoreArgs& args) {
   const IndexShape& shape = args.index.shape;
   if (shape.num_planes != args.num_kv_heads && shape.num_planes != args.q.num_heads)
     bad("score", "the index must have a plane for each KV head or for each query head");
-  if (args.num_rows < 0 || args.num_rows > shape.num_rows)
-    bad("score", "num_rows exceeds the index");
+  if (args.num_rows < 0 || args.num_rows > shape.num_rows) bad("score", "num_rows exceeds the index");
   if (args.scores_stride < args.num_rows) bad("score", "scores_stride is less than num_rows");
 }
 
 int64_t bytes(const ScoreArgs& args) {
-  const double index =
-      args.index.shape.row_bytes() * static_cast<double>(args.index.shape.num_planes);
+  const double index = args.index.shape.row_bytes() * static_cast<double>(args.index.shape.num_planes);
   const int64_t out = score_sets(args.q, args.num_kv_heads, args.reduce) * 4;
-  return static_cast<int64_t>(static_cast<double>(args.num_rows) *
-                              (index + static_cast<double>(out)));
+  return static_cast<int64_t>(static_cast<double>(args.num_rows) * (index + static_cast<double>(out)));
 }
 
 std::span<const Implementation<ScoreArgs>> score_implementations() {
@@ -59,11 +56,9 @@ void score(Context& context, const ScoreArgs& args) {
 
 void check(const ExactScoreArgs& args) {
   check_heads("exact_score", args.q, args.k.num_heads);
-  if (args.scores == nullptr || args.k.data == nullptr)
-    bad("exact_score", "scores or k has no data");
+  if (args.scores == nullptr || args.k.data == nullptr) bad("exact_score", "scores or k has no data");
   if (args.q.head_dim != args.k.head_dim) bad("exact_score", "q and k differ in head_dim");
-  if (args.scores_stride < args.k.num_rows)
-    bad("exact_score", "scores_stride is less than num_rows");
+  if (args.scores_stride < args.k.num_rows) bad("exact_score", "scores_stride is less than num_rows");
 }
 
 int64_t bytes(const ExactScoreArgs& args) {

@@ -8,22 +8,18 @@
 namespace fasa::ops {
 namespace {
 
-void bench_score(benchmark::State& state, const Implementation<ScoreArgs>& implementation,
-                 IndexType type, int64_t group, int64_t kv_heads, int64_t num_rows, int64_t num_fcs,
-                 int threads, GroupReduce reduce) {
+void bench_score(benchmark::State& state, const Implementation<ScoreArgs>& implementation, IndexType type,
+                 int64_t group, int64_t kv_heads, int64_t num_rows, int64_t num_fcs, int threads, GroupReduce reduce) {
   constexpr int64_t kHeadDim = 64;
   const IndexShape shape{type, kv_heads, num_fcs, num_rows};
   const auto storage = std::unique_ptr<std::byte, decltype(&std::free)>(
-      static_cast<std::byte*>(
-          std::aligned_alloc(64, static_cast<size_t>(shape.total_bytes() + 63) / 64 * 64)),
+      static_cast<std::byte*>(std::aligned_alloc(64, static_cast<size_t>(shape.total_bytes() + 63) / 64 * 64)),
       &std::free);
   std::mt19937 random(1);
   // Small positive f16 scales too, so that no value is a NaN or subnormal.
-  for (int64_t i = 0; i < shape.total_bytes(); ++i)
-    storage.get()[i] = static_cast<std::byte>(random() % 64);
+  for (int64_t i = 0; i < shape.total_bytes(); ++i) storage.get()[i] = static_cast<std::byte>(random() % 64);
   std::vector<int16_t> dims;
-  for (int64_t i = 0; i < kv_heads * num_fcs * 2; ++i)
-    dims.push_back(static_cast<int16_t>(random() % kHeadDim));
+  for (int64_t i = 0; i < kv_heads * num_fcs * 2; ++i) dims.push_back(static_cast<int16_t>(random() % kHeadDim));
   std::vector<float> q(static_cast<size_t>(kv_heads * group * kHeadDim));
   for (float& x : q) x = static_cast<float>(random() % 1000) / 500.0F - 1;
   const int64_t sets = reduce == GroupReduce::kNone ? kv_heads * group : kv_heads;
@@ -41,9 +37,8 @@ void bench_score(benchmark::State& state, const Implementation<ScoreArgs>& imple
     check(args);
     implementation.run(context, args);
   });
-  state.counters["index_%bandwidth"] = 100 * static_cast<double>(shape.total_bytes()) /
-                                       (state.counters["us"] * 1e-6) /
-                                       bench::read_bandwidth(threads);
+  state.counters["index_%bandwidth"] =
+      100 * static_cast<double>(shape.total_bytes()) / (state.counters["us"] * 1e-6) / bench::read_bandwidth(threads);
 }
 
 const int kRegistered = [] {
@@ -56,15 +51,14 @@ const int kRegistered = [] {
             for (const GroupReduce reduce : {GroupReduce::kNone, GroupReduce::kMax}) {
               if (is_ref && (rows > 8000 || threads > 1)) continue;
               if (reduce == GroupReduce::kMax && group == 1) continue;
-              const std::string name = std::string("score/") + implementation.name + "/" +
-                                       index_type_name(type) + "/rows:" + std::to_string(rows) +
-                                       "/kv_heads:3/group:" + std::to_string(group) +
+              const std::string name = std::string("score/") + implementation.name + "/" + index_type_name(type) +
+                                       "/rows:" + std::to_string(rows) + "/kv_heads:3/group:" + std::to_string(group) +
                                        (reduce == GroupReduce::kMax ? "/max" : "") +
                                        "/fcs:8/threads:" + std::to_string(threads);
               benchmark::RegisterBenchmark(name.c_str(),
                                            [=, &implementation](benchmark::State& state) {
-                                             bench_score(state, implementation, type, group, 3,
-                                                         rows, 8, threads, reduce);
+                                             bench_score(state, implementation, type, group, 3, rows, 8, threads,
+                                                         reduce);
                                            })
                   ->UseManualTime()
                   ->Unit(benchmark::kMicrosecond)

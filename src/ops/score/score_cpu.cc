@@ -1,13 +1,10 @@
 // score on the CPU.
-//   formula   see score.h; the query is quantised to 16-bit integers (error below 2^-15 of its
-//   largest part), so the
+//   formula   see score.h; the query is quantised to 16-bit integers (error below 2^-15 of its largest part), so the
 //             sum over FCs is exact in int32: num_fcs * 2 * 127 * query limit < 2^31
-//   mapping   a task is a KV head and a run of blocks; a block's FC is one contiguous load,
-//   unpacked to 16 bits once
+//   mapping   a task is a KV head and a run of blocks; a block's FC is one contiguous load, unpacked to 16 bits once
 //             for up to 4 query heads of the group, rows in lanes (no horizontal sums)
-//   memory    the index once per 4 query heads of a plane (the run stays in L1/L2 for the next 4),
-//   scores written once ordering  a row's score depends on nothing else: the same bits for any
-//   number of threads
+//   memory    the index once per 4 query heads of a plane (the run stays in L1/L2 for the next 4), scores written once
+//   ordering  a row's score depends on nothing else: the same bits for any number of threads
 #include <algorithm>
 #include <cmath>
 
@@ -118,10 +115,8 @@ HWY_INLINE void IntegerBlock(const ScoreJob& job, const std::byte* block, int64_
       const auto step = hn::Set(df, job.q_step[h]);
       const auto sum_a = hn::ConvertTo(df, hn::RearrangeToOddPlusEven(a0[h], a1[h]));
       const auto sum_b = hn::ConvertTo(df, hn::RearrangeToOddPlusEven(b0[h], b1[h]));
-      Finish(job, h, row0 + r, hn::Mul(sum_a, hn::Mul(scale_a, step)),
-             is_tail ? tail[h] + r : nullptr);
-      Finish(job, h, row0 + r + lanes, hn::Mul(sum_b, hn::Mul(scale_b, step)),
-             is_tail ? tail[h] + r + lanes : nullptr);
+      Finish(job, h, row0 + r, hn::Mul(sum_a, hn::Mul(scale_a, step)), is_tail ? tail[h] + r : nullptr);
+      Finish(job, h, row0 + r + lanes, hn::Mul(sum_b, hn::Mul(scale_b, step)), is_tail ? tail[h] + r + lanes : nullptr);
     }
   }
   if (is_tail)
@@ -145,15 +140,13 @@ HWY_INLINE void FloatBlock(const ScoreJob& job, const std::byte* block, int64_t 
       const auto ka = hn::PromoteTo(df, hn::LoadU(dh, values));
       const auto kb = hn::PromoteTo(df, hn::LoadU(dh, values + lanes));
       for (int h = 0; h < kHeads; ++h) {
-        const auto q = hn::OddEven(hn::Set(df, job.q_floats[h][2 * fc + 1]),
-                                   hn::Set(df, job.q_floats[h][2 * fc]));
+        const auto q = hn::OddEven(hn::Set(df, job.q_floats[h][2 * fc + 1]), hn::Set(df, job.q_floats[h][2 * fc]));
         a[h] = hn::MulAdd(ka, q, a[h]);
         b[h] = hn::MulAdd(kb, q, b[h]);
       }
     }
     for (int h = 0; h < kHeads; ++h)
-      Finish(job, h, row0 + r,
-             hn::Add(hn::ConcatEven(df, b[h], a[h]), hn::ConcatOdd(df, b[h], a[h])),
+      Finish(job, h, row0 + r, hn::Add(hn::ConcatEven(df, b[h], a[h]), hn::ConcatOdd(df, b[h], a[h])),
              is_tail ? tail[h] + r : nullptr);
   }
   if (is_tail)
@@ -213,12 +206,9 @@ struct PackedQueries {
 PackedQueries pack_queries(Context& context, const ScoreArgs& args) {
   const int64_t num_fcs = args.index.shape.num_fcs;
   const int64_t heads = args.q.num_heads;
-  auto* base = static_cast<float*>(
-      context.shared_scratch(kSlotScore, heads * (num_fcs * 3 + 1) * sizeof(float)));
-  const PackedQueries packed{reinterpret_cast<int32_t*>(base), base + heads * num_fcs,
-                             base + heads * num_fcs * 3};
-  const float limit =
-      std::min(32767.0F, std::floor(2147483000.0F / (254.0F * static_cast<float>(num_fcs))));
+  auto* base = static_cast<float*>(context.shared_scratch(kSlotScore, heads * (num_fcs * 3 + 1) * sizeof(float)));
+  const PackedQueries packed{reinterpret_cast<int32_t*>(base), base + heads * num_fcs, base + heads * num_fcs * 3};
+  const float limit = std::min(32767.0F, std::floor(2147483000.0F / (254.0F * static_cast<float>(num_fcs))));
   for (int64_t head = 0; head < heads; ++head) {
     const int64_t plane = head * args.index.shape.num_planes / heads;
     const int16_t* dims = args.index.dims + plane * num_fcs * 2;
@@ -263,8 +253,7 @@ void score_cpu(Context& context, const ScoreArgs& args) {
     job.bias = args.bias == nullptr ? nullptr : args.bias + row0;
     for (int64_t first = kv_head * group; first < (kv_head + 1) * group; first += job.num_heads) {
       const int64_t plane = first / heads_per_plane;
-      job.num_heads = static_cast<int>(
-          std::min<int64_t>(ScoreJob::kMaxHeads, (plane + 1) * heads_per_plane - first));
+      job.num_heads = static_cast<int>(std::min<int64_t>(ScoreJob::kMaxHeads, (plane + 1) * heads_per_plane - first));
       job.block = args.index.block(plane, row0 / kIndexBlock);
       for (int i = 0; i < job.num_heads; ++i) {
         const int64_t head = first + i;

@@ -31,13 +31,12 @@ float index_value(const IndexView& index, int64_t plane, int64_t row, int64_t i)
 
 // Stores a score for every row, reduced over the query heads of a KV head where asked.
 template <class ScoreOf>
-void write_scores(int64_t num_q_heads, int64_t num_kv_heads, GroupReduce reduce, int64_t num_rows,
-                  const float* bias, float* scores, int64_t stride, const ScoreOf& score_of) {
+void write_scores(int64_t num_q_heads, int64_t num_kv_heads, GroupReduce reduce, int64_t num_rows, const float* bias,
+                  float* scores, int64_t stride, const ScoreOf& score_of) {
   const int64_t group = num_q_heads / num_kv_heads;
   for (int64_t head = 0; head < num_q_heads; ++head)
     for (int64_t row = 0; row < num_rows; ++row) {
-      const auto value =
-          static_cast<float>(score_of(head, row) + (bias == nullptr ? 0.0 : bias[row]));
+      const auto value = static_cast<float>(score_of(head, row) + (bias == nullptr ? 0.0 : bias[row]));
       float& out = scores[(reduce == GroupReduce::kNone ? head : head / group) * stride + row];
       const bool first = reduce == GroupReduce::kNone || head % group == 0;
       out = first ? value : std::max(out, value);
@@ -50,14 +49,13 @@ std::string score_ref_supports(const ScoreArgs& /*args*/) { return {}; }
 
 void score_ref(Context& /*context*/, const ScoreArgs& args) {
   const IndexShape& shape = args.index.shape;
-  write_scores(args.q.num_heads, args.num_kv_heads, args.reduce, args.num_rows, args.bias,
-               args.scores, args.scores_stride, [&](int64_t head, int64_t row) {
+  write_scores(args.q.num_heads, args.num_kv_heads, args.reduce, args.num_rows, args.bias, args.scores,
+               args.scores_stride, [&](int64_t head, int64_t row) {
                  const int64_t plane = head * shape.num_planes / args.q.num_heads;
                  const int16_t* dims = args.index.dims + plane * shape.num_fcs * 2;
                  double sum = 0;
                  for (int64_t i = 0; i < shape.num_fcs * 2; ++i)
-                   sum += static_cast<double>(args.q.at(head)[dims[i]]) *
-                          index_value(args.index, plane, row, i);
+                   sum += static_cast<double>(args.q.at(head)[dims[i]]) * index_value(args.index, plane, row, i);
                  return sum;
                });
 }
@@ -65,15 +63,14 @@ void score_ref(Context& /*context*/, const ScoreArgs& args) {
 std::string exact_score_ref_supports(const ExactScoreArgs& /*args*/) { return {}; }
 
 void exact_score_ref(Context& /*context*/, const ExactScoreArgs& args) {
-  write_scores(
-      args.q.num_heads, args.k.num_heads, args.reduce, args.k.num_rows, args.bias, args.scores,
-      args.scores_stride, [&](int64_t head, int64_t row) {
-        const std::byte* key = args.k.at(row, kv_head_of(head, args.q.num_heads, args.k.num_heads));
-        double sum = 0;
-        for (int64_t d = 0; d < args.k.head_dim; ++d)
-          sum += static_cast<double>(args.q.at(head)[d]) * load_value(args.k.dtype, key, d);
-        return sum;
-      });
+  write_scores(args.q.num_heads, args.k.num_heads, args.reduce, args.k.num_rows, args.bias, args.scores,
+               args.scores_stride, [&](int64_t head, int64_t row) {
+                 const std::byte* key = args.k.at(row, kv_head_of(head, args.q.num_heads, args.k.num_heads));
+                 double sum = 0;
+                 for (int64_t d = 0; d < args.k.head_dim; ++d)
+                   sum += static_cast<double>(args.q.at(head)[d]) * load_value(args.k.dtype, key, d);
+                 return sum;
+               });
 }
 
 }  // namespace fasa::ops

@@ -38,8 +38,7 @@ struct Case {
     keys.resize(static_cast<size_t>(s.capacity * s.kv_heads * s.head_dim));
     for (float& x : keys) x = normal(random);
     if (spoiled != 0.0F)  // row 1, every head
-      for (int64_t i = 0; i < s.kv_heads * s.head_dim; i += 3)
-        keys[s.kv_heads * s.head_dim + i] = spoiled;
+      for (int64_t i = 0; i < s.kv_heads * s.head_dim; i += 3) keys[s.kv_heads * s.head_dim + i] = spoiled;
     queries.resize(static_cast<size_t>(q_heads * (s.head_dim + 3)));
     for (float& x : queries) x = 3 * normal(random);
     for (int64_t i = 0; i < planes * s.num_fcs * 2; ++i)
@@ -76,8 +75,7 @@ struct Case {
     a.bias = with_bias ? bias.data() : nullptr;
     a.reduce = reduce;
     a.scores_stride = shape.rows + 5;
-    out.assign(static_cast<size_t>((reduce == GroupReduce::kNone ? q_heads : shape.kv_heads) *
-                                   a.scores_stride),
+    out.assign(static_cast<size_t>((reduce == GroupReduce::kNone ? q_heads : shape.kv_heads) * a.scores_stride),
                kSentinel);
     a.scores = out.data();
     return a;
@@ -103,11 +101,9 @@ struct Case {
       max_k = std::max(max_k, std::abs(static_cast<double>(k[d])));
     }
     const double levels = shape.type == IndexType::kI4 ? 7 : 127;
-    const double of_key =
-        shape.type == IndexType::kF16 ? max_k * 0x1p-11 : max_k / levels * 0.5 * 1.002;
+    const double of_key = shape.type == IndexType::kF16 ? max_k * 0x1p-11 : max_k / levels * 0.5 * 1.002;
     *score = sum;
-    *tolerance = sum_q * of_key + (sum_k + shape.num_fcs * 2 * of_key) * max_q * 0x1p-16 * 1.1 +
-                 1e-5 * sum_q * max_k;
+    *tolerance = sum_q * of_key + (sum_k + shape.num_fcs * 2 * of_key) * max_q * 0x1p-16 * 1.1 + 1e-5 * sum_q * max_k;
   }
 
   Shape shape;
@@ -151,9 +147,8 @@ void expect_truth(const Shape& shape, GroupReduce reduce, bool with_bias, uint32
           best = std::max(best, score);
           tolerance = std::max(tolerance, slack);
         }
-        ASSERT_NEAR(got, best, tolerance)
-            << implementation.name << " " << index_type_name(shape.type) << " set " << set
-            << " row " << row << " fcs " << shape.num_fcs << " group " << shape.group;
+        ASSERT_NEAR(got, best, tolerance) << implementation.name << " " << index_type_name(shape.type) << " set " << set
+                                          << " row " << row << " fcs " << shape.num_fcs << " group " << shape.group;
       }
     }
   }
@@ -211,10 +206,8 @@ TEST(Score, CpuIsWithin16BitsOfTheReference) {
         implementation.run(context, c.args(is_ref ? want : got, GroupReduce::kNone, false));
       }
       const double bits = num_fcs <= 64 ? 0x1p-16 : 0x1p-15;
-      const double tolerance =
-          static_cast<double>(num_fcs) * 2 * 4.5 * 15 * bits + 1e-4;  // |k| < 4.5, |q| < 15
-      for (size_t i = 0; i < want.size(); ++i)
-        ASSERT_NEAR(got[i], want[i], tolerance) << index_type_name(type);
+      const double tolerance = static_cast<double>(num_fcs) * 2 * 4.5 * 15 * bits + 1e-4;  // |k| < 4.5, |q| < 15
+      for (size_t i = 0; i < want.size(); ++i) ASSERT_NEAR(got[i], want[i], tolerance) << index_type_name(type);
     }
 }
 
@@ -259,9 +252,8 @@ TEST(Score, SameBitsForAnyNumberOfThreads) {
 }
 
 TEST(Score, NonFiniteKeysSpoilNoOtherRow) {
-  for (const float spoiled :
-       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
-        -std::numeric_limits<float>::infinity(), 1e38F})
+  for (const float spoiled : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                              -std::numeric_limits<float>::infinity(), 1e38F})
     for (const IndexType type : {IndexType::kF16, IndexType::kI8, IndexType::kI4}) {
       Shape shape;
       shape.type = type;
@@ -332,15 +324,13 @@ TEST(ExactScore, IsTheProductWithTheKeys) {
         const CacheView k{keys.data(), type, rows, 2, head_dim, 2 * row_bytes + 8, row_bytes + 4};
         for (int64_t row = 0; row < rows; ++row)
           for (int64_t h = 0; h < 2; ++h)
-            for (int64_t d = 0; d < head_dim; ++d)
-              store_value(type, k.at(row, h), d, normal(random));
+            for (int64_t d = 0; d < head_dim; ++d) store_value(type, k.at(row, h), d, normal(random));
         std::vector<float> q(static_cast<size_t>(6 * head_dim));
         for (float& x : q) x = normal(random);
         for (const auto& implementation : exact_score_implementations()) {
           const int64_t sets = reduce == GroupReduce::kNone ? 6 : 2;
           std::vector<float> out(static_cast<size_t>(sets * (rows + 1)), kSentinel);
-          const ExactScoreArgs args{
-              {q.data(), 6, head_dim, head_dim}, k, nullptr, reduce, out.data(), rows + 1};
+          const ExactScoreArgs args{{q.data(), 6, head_dim, head_dim}, k, nullptr, reduce, out.data(), rows + 1};
           check(args);
           Context context(make_thread_executor(2));
           implementation.run(context, args);
@@ -351,12 +341,10 @@ TEST(ExactScore, IsTheProductWithTheKeys) {
               for (int64_t head = set * 6 / sets; head < (set + 1) * 6 / sets; ++head) {
                 double sum = 0;
                 for (int64_t d = 0; d < head_dim; ++d)
-                  sum += static_cast<double>(q[head * head_dim + d]) *
-                         load_value(type, k.at(row, head / 3), d);
+                  sum += static_cast<double>(q[head * head_dim + d]) * load_value(type, k.at(row, head / 3), d);
                 best = std::max(best, sum);
               }
-              ASSERT_NEAR(out[set * (rows + 1) + row], best, 1e-4)
-                  << implementation.name << " " << dtype_name(type);
+              ASSERT_NEAR(out[set * (rows + 1) + row], best, 1e-4) << implementation.name << " " << dtype_name(type);
             }
           }
         }

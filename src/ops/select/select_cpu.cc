@@ -1,16 +1,12 @@
 // select on the CPU.
 //   formula   see select.h
-//   mapping   a task is a set. (1) 256 strided samples give a pivot that about twice the wanted
-//   rows reach; (2) one SIMD
-//             pass compresses the rows at or above it; (3) bisection over the survivors' ordered
-//             keys, a SIMD count a step, finds the exact threshold; (4) survivors above it, and the
-//             first ties, are written in order
-//   memory    reads the scores once (again only where the sample misled: the pivot is lowered, at
-//   most twice) numerics  exact. Keys are the float's bits made monotone as int32; -0 equals +0;
-//   -inf and NaN never survive cost      about 0.4 ns a score at 8K rows; all-equal scores at worst
-//   32 counts over all rows, so always linear ordering  deterministic
-// Tried: nth_element on (key, row) of the survivors (2 us for 500 against 0.5 us); a histogram of
-// the high bits in place of the sample (1 ns a score).
+//   mapping   a task is a set. (1) 256 strided samples give a pivot that about twice the wanted rows reach; (2) one
+//             SIMD pass compresses the rows at or above it; (3) bisection over the survivors' ordered keys, a SIMD
+//             count a step, finds the exact threshold; (4) survivors above it, and the first ties, go out in order
+//   memory    reads the scores once (again only where the sample misled: then the pivot is lowered)
+//   numerics  exact. Keys are the float's bits made monotone as int32; -0 equals +0; -inf and NaN never survive
+//   cost      see select_bench; all-equal scores cost at most 32 counts over all rows, so it is always linear
+//   ordering  deterministic
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -111,8 +107,7 @@ struct Workspace {
 
 // A score that about `wanted` * `slack` of the rows begin..end-1 reach, by a sample; at least the
 // lowest float.
-float sampled_pivot(const float* scores, int64_t begin, int64_t end, int64_t wanted, double slack,
-                    int32_t* keys) {
+float sampled_pivot(const float* scores, int64_t begin, int64_t end, int64_t wanted, double slack, int32_t* keys) {
   constexpr float kLowest = std::numeric_limits<float>::lowest();
   const int64_t n = end - begin;
   if (n <= kSamples * 4) return kLowest;
@@ -133,8 +128,8 @@ float sampled_pivot(const float* scores, int64_t begin, int64_t end, int64_t wan
 
 // Survivors with their keys; forced rows among them get kNoKey. Returns the number of survivors;
 // `*usable` counts keys.
-int64_t collect(const float* scores, int64_t begin, int64_t end, float pivot,
-                std::span<const int32_t> forced, const Workspace& work, int64_t* usable) {
+int64_t collect(const float* scores, int64_t begin, int64_t end, float pivot, std::span<const int32_t> forced,
+                const Workspace& work, int64_t* usable) {
   const int64_t count = HWY_DYNAMIC_DISPATCH(Survivors)(scores, begin, end, pivot, work.rows);
   for (int64_t i = 0; i < count; ++i) work.keys[i] = ordered_key(scores[work.rows[i]]);
   std::fill_n(work.keys + count, kPadding, kNoKey);
@@ -151,15 +146,13 @@ int64_t collect(const float* scores, int64_t begin, int64_t end, float pivot,
 }
 
 // Writes forced rows and the best `room` survivors in ascending order; returns how many.
-int64_t merge(std::span<const int32_t> forced, const Workspace& work, int64_t count, int64_t usable,
-              int64_t room, int32_t* out) {
+int64_t merge(std::span<const int32_t> forced, const Workspace& work, int64_t count, int64_t usable, int64_t room,
+              int32_t* out) {
   int32_t threshold = kNoKey + 1;
   int64_t ties = usable;  // how many keys equal to the threshold may be taken
   if (usable > room) {
-    threshold = room == 0 ? std::numeric_limits<int32_t>::max()
-                          : HWY_DYNAMIC_DISPATCH(KthKey)(work.keys, count, room);
-    const auto above =
-        std::count_if(work.keys, work.keys + count, [&](int32_t key) { return key > threshold; });
+    threshold = room == 0 ? std::numeric_limits<int32_t>::max() : HWY_DYNAMIC_DISPATCH(KthKey)(work.keys, count, room);
+    const auto above = std::count_if(work.keys, work.keys + count, [&](int32_t key) { return key > threshold; });
     ties = room == 0 ? 0 : room - above;
   }
   int64_t kept = 0;
@@ -182,8 +175,8 @@ int64_t select_set(const SelectArgs& args, int64_t set, const Workspace& work) {
   size_t head = 0;
   size_t tail = 0;
   while (head < args.forced.size() && args.forced[head] == static_cast<int64_t>(head)) ++head;
-  while (tail < args.forced.size() - head && args.forced[args.forced.size() - 1 - tail] ==
-                                                 args.num_rows - 1 - static_cast<int64_t>(tail))
+  while (tail < args.forced.size() - head &&
+         args.forced[args.forced.size() - 1 - tail] == args.num_rows - 1 - static_cast<int64_t>(tail))
     ++tail;
   const auto begin = static_cast<int64_t>(head);
   const int64_t end = args.num_rows - static_cast<int64_t>(tail);
@@ -193,8 +186,7 @@ int64_t select_set(const SelectArgs& args, int64_t set, const Workspace& work) {
   for (double slack = 1.0;; slack *= 8.0) {
     const float pivot =
         room == 0 ? INFINITY
-                  : sampled_pivot(scores, begin, end, room + static_cast<int64_t>(inner.size()),
-                                  slack, work.keys);
+                  : sampled_pivot(scores, begin, end, room + static_cast<int64_t>(inner.size()), slack, work.keys);
     count = collect(scores, begin, end, pivot, inner, work, &usable);
     if (usable >= room || pivot == std::numeric_limits<float>::lowest()) break;
   }

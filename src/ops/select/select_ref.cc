@@ -16,11 +16,9 @@ void select_ref(Context& /*context*/, const SelectArgs& args) {
     std::vector<int32_t> others;
     for (int32_t row = 0; row < args.num_rows; ++row) {
       const bool visible = !std::isnan(scores[row]) && scores[row] != -INFINITY;
-      if (visible && !std::binary_search(args.forced.begin(), args.forced.end(), row))
-        others.push_back(row);
+      if (visible && !std::binary_search(args.forced.begin(), args.forced.end(), row)) others.push_back(row);
     }
-    std::stable_sort(others.begin(), others.end(),
-                     [&](int32_t a, int32_t b) { return scores[a] > scores[b]; });
+    std::stable_sort(others.begin(), others.end(), [&](int32_t a, int32_t b) { return scores[a] > scores[b]; });
     const size_t room = static_cast<size_t>(args.budget) - kept.size();
     others.resize(std::min(others.size(), room));
     kept.insert(kept.end(), others.begin(), others.end());

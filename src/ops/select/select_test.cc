@@ -21,8 +21,8 @@ struct Kept {
 
 using Run = void (*)(Context&, const SelectArgs&);
 
-Kept run(Run implementation, Context& context, const std::vector<float>& scores, int64_t num_sets,
-         int64_t budget, const std::vector<int32_t>& forced) {
+Kept run(Run implementation, Context& context, const std::vector<float>& scores, int64_t num_sets, int64_t budget,
+         const std::vector<int32_t>& forced) {
   Kept kept{std::vector<int32_t>(num_sets * budget, -7), std::vector<int64_t>(num_sets, -7)};
   SelectArgs args;
   args.scores = scores.data();
@@ -44,18 +44,15 @@ void expect_same(const std::vector<float>& scores, int64_t num_sets, int64_t bud
   Context threads(make_thread_executor(3));
   const Kept wanted = run(select_ref, serial, scores, num_sets, budget, forced);
   for (const auto& implementation : select_implementations()) {
-    EXPECT_EQ(run(implementation.run, serial, scores, num_sets, budget, forced), wanted)
-        << implementation.name;
-    EXPECT_EQ(run(implementation.run, threads, scores, num_sets, budget, forced), wanted)
-        << implementation.name;
+    EXPECT_EQ(run(implementation.run, serial, scores, num_sets, budget, forced), wanted) << implementation.name;
+    EXPECT_EQ(run(implementation.run, threads, scores, num_sets, budget, forced), wanted) << implementation.name;
   }
 }
 
 std::vector<int32_t> sinks_and_recent(int64_t num_rows, int64_t budget) {
   std::vector<int32_t> forced;
   for (int32_t row = 0; row < num_rows; ++row)
-    if ((row < 4 || row >= num_rows - 32) && static_cast<int64_t>(forced.size()) < budget)
-      forced.push_back(row);
+    if ((row < 4 || row >= num_rows - 32) && static_cast<int64_t>(forced.size()) < budget) forced.push_back(row);
   return forced;
 }
 
@@ -79,25 +76,17 @@ constexpr Distribution kDistributions[] = {
     {"normal", [](std::mt19937& rng, int64_t, int64_t) { return normal(rng); }},
     {"clustered", [](std::mt19937& rng, int64_t, int64_t) { return 20.0F + 0.5F * normal(rng); }},
     {"all_equal", [](std::mt19937&, int64_t, int64_t) { return -3.0F; }},
-    {"two_values",
-     [](std::mt19937& rng, int64_t, int64_t) { return rng() % 50 == 0 ? 1.0F : 0.0F; }},
-    {"few_values",
-     [](std::mt19937& rng, int64_t, int64_t) { return static_cast<float>(rng() % 7); }},
+    {"two_values", [](std::mt19937& rng, int64_t, int64_t) { return rng() % 50 == 0 ? 1.0F : 0.0F; }},
+    {"few_values", [](std::mt19937& rng, int64_t, int64_t) { return static_cast<float>(rng() % 7); }},
     {"ascending", [](std::mt19937&, int64_t i, int64_t) { return static_cast<float>(i); }},
     {"descending", [](std::mt19937&, int64_t i, int64_t) { return -static_cast<float>(i); }},
-    {"hot_window",
-     [](std::mt19937& rng, int64_t i, int64_t n) {
-       return normal(rng) + (i > n / 2 && i < n / 2 + 300 ? 50.0F : 0.0F);
-     }},
-    {"mostly_masked", [](std::mt19937& rng, int64_t,
-                         int64_t) { return rng() % 100 == 0 ? normal(rng) : -INFINITY; }},
+    {"hot_window", [](std::mt19937& rng, int64_t i,
+                      int64_t n) { return normal(rng) + (i > n / 2 && i < n / 2 + 300 ? 50.0F : 0.0F); }},
+    {"mostly_masked", [](std::mt19937& rng, int64_t, int64_t) { return rng() % 100 == 0 ? normal(rng) : -INFINITY; }},
     {"all_masked", [](std::mt19937&, int64_t, int64_t) { return -INFINITY; }},
-    {"some_nan",
-     [](std::mt19937& rng, int64_t, int64_t) { return rng() % 5 == 0 ? NAN : normal(rng); }},
-    {"infinities",
-     [](std::mt19937& rng, int64_t, int64_t) { return rng() % 300 == 0 ? INFINITY : normal(rng); }},
-    {"signed_zeros",
-     [](std::mt19937& rng, int64_t, int64_t) { return rng() % 2 == 0 ? 0.0F : -0.0F; }},
+    {"some_nan", [](std::mt19937& rng, int64_t, int64_t) { return rng() % 5 == 0 ? NAN : normal(rng); }},
+    {"infinities", [](std::mt19937& rng, int64_t, int64_t) { return rng() % 300 == 0 ? INFINITY : normal(rng); }},
+    {"signed_zeros", [](std::mt19937& rng, int64_t, int64_t) { return rng() % 2 == 0 ? 0.0F : -0.0F; }},
     {"huge", [](std::mt19937& rng, int64_t, int64_t) { return 3e38F * std::tanh(normal(rng)); }},
     {"denormal", [](std::mt19937& rng, int64_t, int64_t) { return 1e-40F * normal(rng); }},
 };
@@ -109,8 +98,7 @@ TEST_P(SelectDistributions, EqualsTheReference) {
     for (const int64_t budget : {1, 7, 64, 256, 1024}) {
       std::mt19937 rng(17);
       std::vector<float> scores(num_rows * 2);
-      for (int64_t i = 0; i < num_rows * 2; ++i)
-        scores[i] = GetParam().draw(rng, i % num_rows, num_rows);
+      for (int64_t i = 0; i < num_rows * 2; ++i) scores[i] = GetParam().draw(rng, i % num_rows, num_rows);
       expect_same(scores, 2, budget, {});
       expect_same(scores, 2, budget, sinks_and_recent(num_rows, budget));
     }
@@ -127,8 +115,7 @@ RC_GTEST_PROP(Select, AnyScoresAnyForcedRows, ()) {
   const auto levels = *rc::gen::inRange<uint32_t>(1, 1000);  // few levels: many ties
   std::mt19937 rng(seed);
   std::vector<float> scores(num_rows);
-  for (float& score : scores)
-    score = static_cast<float>(rng() % levels) - static_cast<float>(levels / 2);
+  for (float& score : scores) score = static_cast<float>(rng() % levels) - static_cast<float>(levels / 2);
   std::vector<int32_t> forced;
   for (int32_t row = 0; row < num_rows && static_cast<int64_t>(forced.size()) < budget; ++row)
     if (rng() % 20 == 0) forced.push_back(row);
@@ -141,18 +128,14 @@ TEST(Select, ForcedRowsFillTheBudget) {
   expect_same(scores, 1, 36, sinks_and_recent(2000, 36));
 }
 
-TEST(Select, ForcedRowsAreKeptThoughMasked) {
-  expect_same(std::vector<float>(2000, -INFINITY), 1, 8, {0, 1000});
-}
+TEST(Select, ForcedRowsAreKeptThoughMasked) { expect_same(std::vector<float>(2000, -INFINITY), 1, 8, {0, 1000}); }
 
 // A sample at every n/256-th row sees none of the good rows: the pivot must not end the search.
 TEST(Select, SurvivesASampleThatMisleads) {
   std::vector<float> scores(256 * 40);
-  for (size_t i = 0; i < scores.size(); ++i)
-    scores[i] = i % 40 == 0 ? 100.0F : static_cast<float>(i % 39);
+  for (size_t i = 0; i < scores.size(); ++i) scores[i] = i % 40 == 0 ? 100.0F : static_cast<float>(i % 39);
   expect_same(scores, 1, 2000, {});
-  for (size_t i = 0; i < scores.size(); ++i)
-    scores[i] = i % 40 == 0 ? -100.0F : static_cast<float>(i % 39);
+  for (size_t i = 0; i < scores.size(); ++i) scores[i] = i % 40 == 0 ? -100.0F : static_cast<float>(i % 39);
   expect_same(scores, 1, 2000, {});
 }
 
