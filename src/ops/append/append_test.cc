@@ -243,11 +243,10 @@ TEST(Append, RefusesQ8) {
 
 // Rows more than 4 GiB apart: strides and offsets are 64-bit. The memory between them is never touched.
 TEST(Append, StridesBeyond32Bits) {
-  std::vector<float> low(64);
-  std::vector<float> high(64);
-  std::byte* base = reinterpret_cast<std::byte*>(std::min(low.data(), high.data()));
+  std::vector<float> target(64);
+  auto* base = reinterpret_cast<std::byte*>(target.data());
   const int64_t far = int64_t{3} << 32;
-  // Row 1 of this view is `low` shifted back by the stride, so that only exact 64-bit arithmetic finds it.
+  // Row 1 of this view is `target`, its row 0 lies a stride before, so that only exact 64-bit arithmetic finds it.
   const std::vector<float> values(64, 2.5F);
   const std::vector<int64_t> rows{1};
   AppendArgs args;
@@ -262,7 +261,7 @@ TEST(Append, StridesBeyond32Bits) {
                 256};
   Context context(make_serial_executor());
   append(context, args);
-  EXPECT_EQ(reinterpret_cast<float*>(base)[63], 2.5F);
+  EXPECT_EQ(target[63], 2.5F);
 }
 
 TEST(Append, CheckRefuses) {
