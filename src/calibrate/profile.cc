@@ -12,9 +12,8 @@
 namespace fasa {
 
 const LayerProfile* Profile::find(int32_t layer) const {
-  const auto at =
-      std::lower_bound(layers.begin(), layers.end(), layer,
-                       [](const LayerProfile& l, int32_t wanted) { return l.layer < wanted; });
+  const auto at = std::lower_bound(layers.begin(), layers.end(), layer,
+                                   [](const LayerProfile& l, int32_t wanted) { return l.layer < wanted; });
   return at != layers.end() && at->layer == layer ? &*at : nullptr;
 }
 
@@ -29,13 +28,11 @@ std::string layer_problem(const LayerProfile& layer) {
   if (layer.layer < 0 || layer.layer >= kMaxLayers) {
     return fmt::format("a layer has the number {}, outside 0..{}", layer.layer, kMaxLayers - 1);
   }
-  const auto problem = [&](const std::string& what) {
-    return fmt::format("layer {} has {}", layer.layer, what);
-  };
+  const auto problem = [&](const std::string& what) { return fmt::format("layer {} has {}", layer.layer, what); };
   if (layer.num_q_heads < 1 || layer.num_q_heads > kMaxHeads || layer.num_kv_heads < 1 ||
       layer.num_q_heads % layer.num_kv_heads != 0) {
-    return problem(fmt::format("{} query heads and {} KV heads, not a multiple within 1..{}",
-                               layer.num_q_heads, layer.num_kv_heads, kMaxHeads));
+    return problem(fmt::format("{} query heads and {} KV heads, not a multiple within 1..{}", layer.num_q_heads,
+                               layer.num_kv_heads, kMaxHeads));
   }
   try {
     check(layer.rope);
@@ -49,8 +46,7 @@ std::string layer_problem(const LayerProfile& layer) {
   const auto expected = static_cast<size_t>(layer.num_q_heads) * num_fcs(layer.rope);
   for (const auto& [name, values] : layer.measures) {
     if (values.size() != expected) {
-      return problem(fmt::format("{} values of '{}' where its heads and FCs make {}", values.size(),
-                                 name, expected));
+      return problem(fmt::format("{} values of '{}' where its heads and FCs make {}", values.size(), name, expected));
     }
     for (const float v : values) {
       if (!std::isfinite(v) || v < 0) {
@@ -86,8 +82,8 @@ std::string profile_problem(const Profile& profile) {
     }
     for (const auto& [name, values] : layer.measures) {
       if (!first_measured->measures.contains(name)) {
-        return fmt::format("layer {} lacks the measure '{}' that layer {} has",
-                           first_measured->layer, name, layer.layer);
+        return fmt::format("layer {} lacks the measure '{}' that layer {} has", first_measured->layer, name,
+                           layer.layer);
       }
     }
   }
@@ -99,8 +95,7 @@ namespace {
 std::vector<int32_t> best(const std::vector<double>& values, int64_t count) {
   std::vector<int32_t> order(values.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t a, int32_t b) { return values[a] > values[b]; });
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return values[a] > values[b]; });
   order.resize(static_cast<size_t>(count));
   return order;
 }
@@ -111,17 +106,14 @@ const std::vector<float>& measure_of(const LayerProfile& layer, const std::strin
   std::string known;
   for (const auto& [name, values] : layer.measures) known += (known.empty() ? "" : ", ") + name;
   throw Error(ErrorCode::kInvalidArgument,
-              known.empty()
-                  ? fmt::format("Layer {} has no measures, so no dominant FCs: leave it dense.",
-                                layer.layer)
-                  : fmt::format("The profile has no criterion '{}' for layer {}: choose one of {}.",
-                                criterion, layer.layer, known));
+              known.empty() ? fmt::format("Layer {} has no measures, so no dominant FCs: leave it dense.", layer.layer)
+                            : fmt::format("The profile has no criterion '{}' for layer {}: choose one of {}.",
+                                          criterion, layer.layer, known));
 }
 
 }  // namespace
 
-std::vector<std::vector<int32_t>> dominant_fcs(const LayerProfile& layer,
-                                               const PolicySettings& settings) {
+std::vector<std::vector<int32_t>> dominant_fcs(const LayerProfile& layer, const PolicySettings& settings) {
   const std::vector<float>& measure = measure_of(layer, settings.criterion);
   const int64_t fcs = num_fcs(layer.rope);
   const int64_t n_tip = fcs_per_head(settings, fcs);

@@ -42,11 +42,10 @@ class Reader {
     // Before anything else: a newer version may differ in all of the rest.
     profile.version = static_cast<int>(integer(root, "version", "", 1, 1 << 30));
     if (profile.version > kProfileVersion) {
-      throw Error(
-          ErrorCode::kBadFormat,
-          fmt::format("{}: the profile is of version {}, newer than {} that this program reads: "
-                      "update fasa, or run `fasa calibrate` again.",
-                      name_, profile.version, kProfileVersion));
+      throw Error(ErrorCode::kBadFormat,
+                  fmt::format("{}: the profile is of version {}, newer than {} that this program reads: "
+                              "update fasa, or run `fasa calibrate` again.",
+                              name_, profile.version, kProfileVersion));
     }
     profile.architecture = text_field(root, "architecture", "");
     profile.model_name = text_field(root, "model_name", "");
@@ -91,12 +90,10 @@ class Reader {
     return where.empty() ? fmt::format("\"{}\"", key) : fmt::format("\"{}\" of {}", key, where);
   }
 
-  int64_t integer(const Json& object, const char* key, const std::string& where, int64_t low,
-                  int64_t high) const {
+  int64_t integer(const Json& object, const char* key, const std::string& where, int64_t low, int64_t high) const {
     const Json& value = field(object, key, where);
     if (!value.is_number_integer()) fail(fmt::format("{} is not an integer", path(where, key)));
-    const bool too_big =
-        value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(high);
+    const bool too_big = value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(high);
     if (too_big || value.get<int64_t>() < low || value.get<int64_t>() > high) {
       fail(fmt::format("{} is outside {}..{}", path(where, key), low, high));
     }
@@ -198,9 +195,7 @@ class Reader {
   const std::string& name_;
 };
 
-std::string quoted(const std::string& text) {
-  return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
-}
+std::string quoted(const std::string& text) { return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 void append_measures(const LayerProfile& layer, std::string& out) {
   const size_t fcs = static_cast<size_t>(num_fcs(layer.rope));
@@ -280,10 +275,9 @@ Profile load_profile(const std::string& path) {
                 fmt::format("{}: there is no such profile: make one with `fasa calibrate`.", path));
   }
   if (!std::filesystem::is_regular_file(status)) {
-    throw Error(ErrorCode::kIo,
-                fmt::format("{}: this is not a regular file: name a profile, as `fasa calibrate` "
-                            "writes it.",
-                            path));
+    throw Error(ErrorCode::kIo, fmt::format("{}: this is not a regular file: name a profile, as `fasa calibrate` "
+                                            "writes it.",
+                                            path));
   }
   const auto size = std::filesystem::file_size(path, error);
   if (error) fail_io(path, "read", error.value());
@@ -304,12 +298,11 @@ Profile load_profile(const std::string& path) {
 
 std::string profile_to_json(const Profile& profile) {
   if (const std::string problem = profile_problem(profile); !problem.empty()) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("The profile cannot be written: {}.", problem));
+    throw Error(ErrorCode::kInvalidArgument, fmt::format("The profile cannot be written: {}.", problem));
   }
-  std::string out = fmt::format(
-      "{{\n\"format\": \"{}\",\n\"version\": {},\n\"architecture\": {},\n\"model_name\": {},\n",
-      kFormatName, profile.version, quoted(profile.architecture), quoted(profile.model_name));
+  std::string out =
+      fmt::format("{{\n\"format\": \"{}\",\n\"version\": {},\n\"architecture\": {},\n\"model_name\": {},\n",
+                  kFormatName, profile.version, quoted(profile.architecture), quoted(profile.model_name));
   out += "\"provenance\": {";
   for (bool first = true; const auto& [key, value] : profile.provenance) {
     out += fmt::format("{}\n  {}: {}", first ? "" : ",", quoted(key), quoted(value));
@@ -321,9 +314,9 @@ std::string profile_to_json(const Profile& profile) {
         "{}\n  {{\"layer\": {}, \"fingerprint\": \"{:016x}\", \"num_q_heads\": {}, "
         "\"num_kv_heads\": {}, \"sliding_window\": {},\n    \"rope\": {{\"layout\": \"{}\", "
         "\"head_dim\": {}, \"rotary_dim\": {}, \"freq_base\": {}}},\n    ",
-        first ? "" : ",", layer.layer, layer.fingerprint, layer.num_q_heads, layer.num_kv_heads,
-        layer.sliding_window, layer.rope.layout == RopeLayout::kHalf ? "half" : "interleaved",
-        layer.rope.head_dim, layer.rope.rotary_dim, Json(layer.rope.freq_base).dump());
+        first ? "" : ",", layer.layer, layer.fingerprint, layer.num_q_heads, layer.num_kv_heads, layer.sliding_window,
+        layer.rope.layout == RopeLayout::kHalf ? "half" : "interleaved", layer.rope.head_dim, layer.rope.rotary_dim,
+        Json(layer.rope.freq_base).dump());
     append_measures(layer, out);
     out += "}";
     first = false;

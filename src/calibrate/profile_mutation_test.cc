@@ -89,8 +89,7 @@ TEST(ProfileMutation, ParsesOrRefusesEveryMutatedFile) {
       const Profile profile = parse_profile(text, "p");
       ++accepted;
       // What is accepted is usable and can be written again.
-      ASSERT_EQ(profile_to_json(parse_profile(profile_to_json(profile), "p")),
-                profile_to_json(profile));
+      ASSERT_EQ(profile_to_json(parse_profile(profile_to_json(profile), "p")), profile_to_json(profile));
       for (const LayerProfile& layer : profile.layers) {
         PolicySettings settings;
         if (layer.measures.empty()) continue;

@@ -29,9 +29,8 @@ std::string message_of(const std::function<void()>& f, ErrorCode code) {
 class ProfileFile : public testing::Test {
  protected:
   ProfileFile()
-      : dir_(std::filesystem::temp_directory_path() /
-             ("fasa-profile-test-" + std::to_string(getpid()) + "-" +
-              testing::UnitTest::GetInstance()->current_test_info()->name())) {
+      : dir_(std::filesystem::temp_directory_path() / ("fasa-profile-test-" + std::to_string(getpid()) + "-" +
+                                                       testing::UnitTest::GetInstance()->current_test_info()->name())) {
     std::filesystem::create_directories(dir_);
   }
   ~ProfileFile() override { std::filesystem::remove_all(dir_); }
@@ -108,19 +107,16 @@ TEST_F(ProfileFile, RefusesWhatIsNoReadableFile) {
   const auto load = [&](const std::string& name) { return [=] { load_profile(name); }; };
   EXPECT_EQ(message_of(load(path("none.json")), ErrorCode::kNotFound),
             path("none.json") + ": there is no such profile: make one with `fasa calibrate`.");
-  EXPECT_NE(message_of(load(dir_.string()), ErrorCode::kIo).find("not a regular file"),
-            std::string::npos);
+  EXPECT_NE(message_of(load(dir_.string()), ErrorCode::kIo).find("not a regular file"), std::string::npos);
   EXPECT_NE(
-      message_of([&] { save_profile(example_profile(), path("no/such/dir/p")); }, ErrorCode::kIo)
-          .find("cannot write"),
+      message_of([&] { save_profile(example_profile(), path("no/such/dir/p")); }, ErrorCode::kIo).find("cannot write"),
       std::string::npos);
 }
 
 TEST_F(ProfileFile, RefusesAHugeFileBeforeReadingIt) {
   std::ofstream(path("huge.json")) << "{";
   std::filesystem::resize_file(path("huge.json"), uintmax_t{1} << 30);  // sparse
-  const std::string message =
-      message_of([&] { load_profile(path("huge.json")); }, ErrorCode::kBadFormat);
+  const std::string message = message_of([&] { load_profile(path("huge.json")); }, ErrorCode::kBadFormat);
   EXPECT_NE(message.find("too large for a profile"), std::string::npos) << message;
 }
 
@@ -132,9 +128,7 @@ struct Bad {
 
 TEST(ProfileText, RefusesEachBadFileInOneSentence) {
   const std::string good = profile_to_json(example_profile());
-  const auto swap = [&](const std::string& from, const std::string& to) {
-    return replaced(good, from, to);
-  };
+  const auto swap = [&](const std::string& from, const std::string& to) { return replaced(good, from, to); };
   const std::string head = "\"fingerprint\": \"fedcba9876543210\"";
   const std::vector<Bad> table = {
       {"empty", "", "it is empty"},
@@ -148,16 +142,13 @@ TEST(ProfileText, RefusesEachBadFileInOneSentence) {
       {"other JSON", "{\"layers\": []}", "not a FASA profile"},
       {"other format", swap("fasa-profile", "x"), "not a FASA profile"},
       {"deep nesting", std::string(100000, '['), "nested too deep"},
-      {"deep inside", swap("\"model_name\": ", "\"x\": [[[[[[[[[[]]]]]]]]]], \"model_name\": "),
-       "nested too deep"},
+      {"deep inside", swap("\"model_name\": ", "\"x\": [[[[[[[[[[]]]]]]]]]], \"model_name\": "), "nested too deep"},
       {"newer", swap("\"version\": 1", "\"version\": 2"),
        "the profile is of version 2, newer than 1 that this program reads"},
       {"newer, different", "{\"format\": \"fasa-profile\", \"version\": 7}", "is of version 7"},
       {"version 0", swap("\"version\": 1", "\"version\": 0"), "\"version\" is outside"},
-      {"version text", swap("\"version\": 1", "\"version\": \"1\""),
-       "\"version\" is not an integer"},
-      {"version float", swap("\"version\": 1", "\"version\": 1.0"),
-       "\"version\" is not an integer"},
+      {"version text", swap("\"version\": 1", "\"version\": \"1\""), "\"version\" is not an integer"},
+      {"version float", swap("\"version\": 1", "\"version\": 1.0"), "\"version\" is not an integer"},
       {"no layers", swap("\"layers\": [", "\"layerz\": ["), "\"layers\" is missing"},
       {"layers object",
        "{\"format\":\"fasa-profile\",\"version\":1,\"architecture\":\"\","
@@ -170,34 +161,25 @@ TEST(ProfileText, RefusesEachBadFileInOneSentence) {
       {"layer a number", swap("{\"layer\": 0", "7, {\"layer\": 0"), "layers[0] is not an object"},
       {"layer twice", swap("{\"layer\": 2", "{\"layer\": 1"), "layer 1 occurs twice"},
       {"layers out of order", swap("{\"layer\": 0", "{\"layer\": 9"), "comes after layer 9"},
-      {"negative layer", swap("{\"layer\": 0", "{\"layer\": -1"),
-       "\"layer\" of layers[0] is outside"},
-      {"huge layer", swap("{\"layer\": 0", "{\"layer\": 99999999999"),
-       "\"layer\" of layers[0] is outside"},
-      {"layer 2^64-1", swap("{\"layer\": 0", "{\"layer\": 18446744073709551615"),
-       "\"layer\" of layers[0] is outside"},
-      {"layer text", swap("{\"layer\": 0", "{\"layer\": \"0\""),
-       "\"layer\" of layers[0] is not an integer"},
+      {"negative layer", swap("{\"layer\": 0", "{\"layer\": -1"), "\"layer\" of layers[0] is outside"},
+      {"huge layer", swap("{\"layer\": 0", "{\"layer\": 99999999999"), "\"layer\" of layers[0] is outside"},
+      {"layer 2^64-1", swap("{\"layer\": 0", "{\"layer\": 18446744073709551615"), "\"layer\" of layers[0] is outside"},
+      {"layer text", swap("{\"layer\": 0", "{\"layer\": \"0\""), "\"layer\" of layers[0] is not an integer"},
       {"no fingerprint", swap(head, "\"x\": 0"), "\"fingerprint\" of layers[0] is missing"},
       {"short fingerprint", swap(head, "\"fingerprint\": \"abc\""), "16 hexadecimal digits"},
-      {"bad fingerprint", swap(head, "\"fingerprint\": \"0xdcba9876543210\""),
-       "16 hexadecimal digits"},
-      {"zero heads", swap("\"num_q_heads\": 4", "\"num_q_heads\": 0"),
-       "\"num_q_heads\" of layers[0] is outside"},
+      {"bad fingerprint", swap(head, "\"fingerprint\": \"0xdcba9876543210\""), "16 hexadecimal digits"},
+      {"zero heads", swap("\"num_q_heads\": 4", "\"num_q_heads\": 0"), "\"num_q_heads\" of layers[0] is outside"},
       {"heads that overflow", swap("\"num_q_heads\": 4", "\"num_q_heads\": 4294967300"),
        "\"num_q_heads\" of layers[0] is outside"},
-      {"heads no multiple", swap("\"num_kv_heads\": 2", "\"num_kv_heads\": 3"),
-       "4 query heads and 3 KV heads"},
+      {"heads no multiple", swap("\"num_kv_heads\": 2", "\"num_kv_heads\": 3"), "4 query heads and 3 KV heads"},
       {"head_dim that overflows", swap("\"head_dim\": 8", "\"head_dim\": 2147483648"),
        "\"head_dim\" of the rope of layers[0] is outside"},
-      {"more rotary than head", swap("\"rotary_dim\": 6", "\"rotary_dim\": 10"),
-       "layer 0 has a bad rope"},
+      {"more rotary than head", swap("\"rotary_dim\": 6", "\"rotary_dim\": 10"), "layer 0 has a bad rope"},
       {"odd rotary", swap("\"rotary_dim\": 6", "\"rotary_dim\": 5"), "layer 0 has a bad rope"},
       {"layout", swap("\"interleaved\"", "\"both\""), "neither \"half\" nor \"interleaved\""},
       {"freq_base 0", swap("\"freq_base\": 10000.0", "\"freq_base\": 0"), "freq_base"},
       {"freq_base text", swap("\"freq_base\": 10000.0", "\"freq_base\": \"x\""), "is not a number"},
-      {"sliding number", swap("\"sliding_window\": false", "\"sliding_window\": 0"),
-       "is not true or false"},
+      {"sliding number", swap("\"sliding_window\": false", "\"sliding_window\": 0"), "is not true or false"},
       {"sliding with measures", swap("\"sliding_window\": false", "\"sliding_window\": true"),
        "though it is a sliding-window layer"},
       {"measured without measures", swap("\"sliding_window\": true", "\"sliding_window\": false"),
@@ -215,14 +197,12 @@ TEST(ProfileText, RefusesEachBadFileInOneSentence) {
       {"negative", swap("\"ca256\": [[0,", "\"ca256\": [[-1,"), "negative or not finite"},
       {"past float", swap("\"ca256\": [[0,", "\"ca256\": [[1e39,"), "out of range"},
       {"past double", swap("\"ca256\": [[0,", "\"ca256\": [[1e999,"), "out of range"},
-      {"provenance", swap("\"windows\": \"4\"", "\"windows\": 4"),
-       "\"windows\" of \"provenance\" is not a string"},
+      {"provenance", swap("\"windows\": \"4\"", "\"windows\": 4"), "\"windows\" of \"provenance\" is not a string"},
       {"bad UTF-8", swap("\xC3\xA9", "\xFF"), "it is not valid JSON at byte"},
       {"long name", swap("\"llama\"", "\"" + std::string(5000, 'a') + "\""), "is longer than"},
   };
   for (const Bad& bad : table) {
-    const std::string message =
-        message_of([&] { parse_profile(bad.text, "file.json"); }, ErrorCode::kBadFormat);
+    const std::string message = message_of([&] { parse_profile(bad.text, "file.json"); }, ErrorCode::kBadFormat);
     EXPECT_NE(message.find(bad.message), std::string::npos) << bad.what << ": " << message;
     EXPECT_TRUE(message.starts_with("file.json: ")) << bad.what << ": " << message;
     EXPECT_EQ(message.find('\n'), std::string::npos) << message;
@@ -236,10 +216,8 @@ TEST(ProfileText, RefusesToWriteAnInvalidProfile) {
     change(profile);
     return message_of([&] { profile_to_json(profile); }, ErrorCode::kInvalidArgument);
   };
-  EXPECT_NE(write([](Profile& p) { p.layers[0].measures["ca256"][3] = NAN; }).find("not finite"),
-            std::string::npos);
-  EXPECT_NE(write([](Profile& p) { p.layers[0].measures["ca256"].pop_back(); }).find("15 values"),
-            std::string::npos);
+  EXPECT_NE(write([](Profile& p) { p.layers[0].measures["ca256"][3] = NAN; }).find("not finite"), std::string::npos);
+  EXPECT_NE(write([](Profile& p) { p.layers[0].measures["ca256"].pop_back(); }).find("15 values"), std::string::npos);
   EXPECT_NE(write([](Profile& p) { p.layers.clear(); }).find("no layers"), std::string::npos);
 }
 

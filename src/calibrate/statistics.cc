@@ -14,8 +14,7 @@ namespace fasa::calibrate {
 namespace {
 
 // keys[2 * fc], keys[2 * fc + 1]: the two dims of an FC, each over all rows, so that FCs stream.
-void transpose_keys(const CacheView& k, int64_t kv_head, int64_t rows, const RopeSpec& rope,
-                    float* keys) {
+void transpose_keys(const CacheView& k, int64_t kv_head, int64_t rows, const RopeSpec& rope, float* keys) {
   const int32_t fcs = num_fcs(rope);
   std::vector<DimPair> dims(fcs);
   for (int32_t fc = 0; fc < fcs; ++fc) dims[fc] = fc_dims(rope, fc);
@@ -61,20 +60,19 @@ LayerStatistics::LayerStatistics(int32_t num_q_heads, int32_t num_kv_heads, cons
   sums_.resize(static_cast<size_t>(num_q_heads) * num_fcs_ * criteria().size());
 }
 
-void LayerStatistics::check_arguments(const CacheView& k,
-                                      std::span<const QuerySample> queries) const {
+void LayerStatistics::check_arguments(const CacheView& k, std::span<const QuerySample> queries) const {
   const auto fail = [](const std::string& what) {
     throw Error(ErrorCode::kInvalidArgument, "Calibration: " + what + ".");
   };
   if (k.dtype == DType::kQ8_0) fail("keys must be f32, f16 or bf16, not quantised");
   if (k.num_heads != num_kv_heads_ || k.head_dim != rope_.head_dim) {
-    fail(fmt::format("the keys have {} heads of {} dims, the layer {} of {}", k.num_heads,
-                     k.head_dim, num_kv_heads_, rope_.head_dim));
+    fail(fmt::format("the keys have {} heads of {} dims, the layer {} of {}", k.num_heads, k.head_dim, num_kv_heads_,
+                     rope_.head_dim));
   }
   for (const QuerySample& query : queries) {
     if (query.q.num_heads != num_q_heads_ || query.q.head_dim != rope_.head_dim) {
-      fail(fmt::format("the query has {} heads of {} dims, the layer {} of {}", query.q.num_heads,
-                       query.q.head_dim, num_q_heads_, rope_.head_dim));
+      fail(fmt::format("the query has {} heads of {} dims, the layer {} of {}", query.q.num_heads, query.q.head_dim,
+                       num_q_heads_, rope_.head_dim));
     }
     if (query.num_rows < 1 || query.num_rows > k.num_rows) {
       fail(fmt::format("a query sees {} rows of a cache of {}", query.num_rows, k.num_rows));
@@ -82,8 +80,7 @@ void LayerStatistics::check_arguments(const CacheView& k,
   }
 }
 
-void LayerStatistics::add(Context& context, const CacheView& k,
-                          std::span<const QuerySample> queries) {
+void LayerStatistics::add(Context& context, const CacheView& k, std::span<const QuerySample> queries) {
   check_arguments(k, queries);
   int64_t rows = 0;
   for (const QuerySample& query : queries) rows = std::max(rows, query.num_rows);
@@ -150,8 +147,7 @@ bool LayerStatistics::add_head(Work& work, const QuerySample& query, int64_t q_h
 
   const int64_t first = std::min(settings_.sinks, rows);
   const int64_t last = std::max(first, rows - settings_.recent);
-  ChunkSample sample{
-      .total = total, .chunk = chunk, .body = chunk.subspan(first, last - first), .agreement = {}};
+  ChunkSample sample{.total = total, .chunk = chunk, .body = chunk.subspan(first, last - first), .agreement = {}};
   float* out = chunk.data();
   for (int32_t fc = 0; fc < num_fcs_; ++fc) {
     chunk_scores(fc, [out](int64_t t, float score) { out[t] = score; });

@@ -24,8 +24,7 @@ struct Data {
   std::vector<float> k;  // [rows][kv_heads][head_dim]
   std::vector<float> q;  // [q_heads][head_dim]
 
-  Data(const RopeSpec& spec, int32_t num_q, int32_t num_kv, int64_t num_rows, uint32_t seed,
-       bool coarse = false)
+  Data(const RopeSpec& spec, int32_t num_q, int32_t num_kv, int64_t num_rows, uint32_t seed, bool coarse = false)
       : rope(spec), q_heads(num_q), kv_heads(num_kv), rows(num_rows) {
     std::mt19937 random(seed);
     std::normal_distribution<float> normal;
@@ -58,8 +57,7 @@ struct Data {
 std::vector<int64_t> top(const std::vector<float>& scores, int64_t k) {
   std::vector<int64_t> order(scores.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return scores[a] > scores[b]; });
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return scores[a] > scores[b]; });
   order.resize(k);
   std::sort(order.begin(), order.end());
   return order;
@@ -84,8 +82,7 @@ double naive_agreement(const Data& d, int64_t head, int32_t fc, int64_t rows, in
 RC_GTEST_PROP(TopSets, ThresholdsMakeTheSortedTopK, (uint32_t seed, bool coarse)) {
   std::mt19937 random(seed);
   const int64_t rows = 1 + static_cast<int64_t>(random() % 2500);
-  std::cauchy_distribution<float>
-      cauchy;  // clustered with far outliers: the hard case for equal bins
+  std::cauchy_distribution<float> cauchy;  // clustered with far outliers: the hard case for equal bins
   std::vector<float> scores(rows);
   for (float& s : scores) s = coarse ? static_cast<float>(random() % 6) : cauchy(random);
   TopSetsScratch scratch;
@@ -97,6 +94,23 @@ RC_GTEST_PROP(TopSets, ThresholdsMakeTheSortedTopK, (uint32_t seed, bool coarse)
       if (thresholds[i].contains(scores[t], t)) kept.push_back(t);
     }
     RC_ASSERT(kept == top(scores, kAgreementSizes[i]));
+  }
+}
+
+TEST(TopSets, ScoresWhoseRangeOverflowsOrUnderflows) {
+  for (const float scale : {3e38F, 1e-44F}) {
+    std::vector<float> scores(500);
+    for (size_t t = 0; t < scores.size(); ++t) {
+      scores[t] = (static_cast<float>(t * 37 % 100) / 50 - 1) * scale;
+    }
+    TopSetsScratch scratch;
+    std::array<TopThreshold, kAgreementSizes.size()> thresholds;
+    top_thresholds(scores, scratch, thresholds);
+    std::vector<int64_t> kept;
+    for (int64_t t = 0; t < 500; ++t) {
+      if (thresholds[1].contains(scores[t], t)) kept.push_back(t);
+    }
+    EXPECT_EQ(kept, top(scores, 256));
   }
 }
 
@@ -143,16 +157,14 @@ TEST_P(AgainstNaive, AllCriteria) {
       double ca256 = 0;
       for (const int64_t rows : seen) ca256 += naive_agreement(d, head, fc, rows, 256) / 3;
       EXPECT_FLOAT_EQ(measures.at("ca256")[at], static_cast<float>(ca256));
-      const double ca512 =
-          (naive_agreement(d, head, fc, 700, 512) + naive_agreement(d, head, fc, 699, 512)) / 2;
+      const double ca512 = (naive_agreement(d, head, fc, 700, 512) + naive_agreement(d, head, fc, 699, 512)) / 2;
       EXPECT_FLOAT_EQ(measures.at("ca512")[at], static_cast<float>(ca512));
     }
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(LayoutsAndTies, AgainstNaive,
-                         testing::Combine(testing::Values(RopeLayout::kHalf,
-                                                          RopeLayout::kInterleaved),
+                         testing::Combine(testing::Values(RopeLayout::kHalf, RopeLayout::kInterleaved),
                                           testing::Bool()));
 
 TEST(Statistics, OnlyTheFcThatVariesCounts) {

@@ -14,14 +14,12 @@ namespace fasa::calibrate {
 struct TopThreshold {
   float value = 0;
   int64_t last_row = 0;
-  bool contains(float score, int64_t row) const {
-    return score > value || (score == value && row <= last_row);
-  }
+  bool contains(float score, int64_t row) const { return score > value || (score == value && row <= last_row); }
 };
 
 // Buffers that are kept from call to call.
 struct TopSetsScratch {
-  std::vector<uint16_t> bin_of_row;
+  std::vector<int32_t> bin_of_row;
   std::vector<int32_t> histogram;
   std::vector<float> candidates;
 };
