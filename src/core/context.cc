@@ -27,8 +27,7 @@ class SerialExecutor final : public Executor {
 class ThreadExecutor final : public Executor {
  public:
   explicit ThreadExecutor(int num_threads) {
-    for (int worker = 1; worker < num_threads; ++worker)
-      threads_.emplace_back([this, worker] { work(worker); });
+    for (int worker = 1; worker < num_threads; ++worker) threads_.emplace_back([this, worker] { work(worker); });
   }
   ThreadExecutor(const ThreadExecutor&) = delete;
   ThreadExecutor& operator=(const ThreadExecutor&) = delete;
@@ -106,8 +105,7 @@ std::unique_ptr<Executor> make_serial_executor() { return std::make_unique<Seria
 
 std::unique_ptr<Executor> make_thread_executor(int num_threads) {
   if (num_threads < 1 || num_threads > 1024)
-    throw Error(ErrorCode::kInvalidArgument,
-                "threads: " + std::to_string(num_threads) + " is not in 1..1024");
+    throw Error(ErrorCode::kInvalidArgument, "threads: " + std::to_string(num_threads) + " is not in 1..1024");
   if (num_threads == 1) return make_serial_executor();
   return std::make_unique<ThreadExecutor>(num_threads);
 }
@@ -123,9 +121,8 @@ void Context::grow(Buffer& buffer, size_t bytes) {
   const size_t wanted = (bytes + bytes / 2 + kAlignment - 1) / kAlignment * kAlignment;
   void* data = std::aligned_alloc(kAlignment, wanted);
   if (data == nullptr)
-    throw Error(ErrorCode::kOutOfMemory,
-                "out of memory: " + std::to_string(wanted) +
-                    " bytes of scratch; use a smaller context or fewer threads");
+    throw Error(ErrorCode::kOutOfMemory, "out of memory: " + std::to_string(wanted) +
+                                             " bytes of scratch; use a smaller context or fewer threads");
   buffer.data = {static_cast<std::byte*>(data), [](std::byte* p) { std::free(p); }};
   buffer.bytes = wanted;
 }
@@ -143,9 +140,7 @@ void Context::reserve_worker_scratch(int slot, size_t bytes) {
   for (Buffer& buffer : buffers) grow(buffer, bytes);
 }
 
-void* Context::worker_scratch(int slot, int worker) const {
-  return worker_.at(slot).at(worker).data.get();
-}
+void* Context::worker_scratch(int slot, int worker) const { return worker_.at(slot).at(worker).data.get(); }
 
 size_t Context::scratch_bytes() const {
   size_t sum = 0;

@@ -85,8 +85,7 @@ TEST_P(ContextTest, ScratchIsAlignedKeptAndPerWorker) {
     std::memset(mine, worker, 256);
   }
   for (int worker = 0; worker < context.num_workers(); ++worker)
-    EXPECT_EQ(static_cast<std::byte*>(context.worker_scratch(2, worker))[255],
-              static_cast<std::byte>(worker));
+    EXPECT_EQ(static_cast<std::byte*>(context.worker_scratch(2, worker))[255], static_cast<std::byte>(worker));
   context.reserve_worker_scratch(2, 200);
   EXPECT_EQ(context.scratch_bytes(), bytes);
 }

@@ -37,8 +37,7 @@ RC_GTEST_PROP(DTypes, F16RoundsAsTheCompiler, (uint32_t bits)) {
 TEST(DTypes, F16RoundsTiesAndEdges) {
   // The middle between any two neighbours, and a step to each side of it.
   for (uint32_t h = 0; h < 0x7BFF; ++h) {
-    const float middle =
-        (f16_to_f32(static_cast<uint16_t>(h)) + f16_to_f32(static_cast<uint16_t>(h + 1))) / 2;
+    const float middle = (f16_to_f32(static_cast<uint16_t>(h)) + f16_to_f32(static_cast<uint16_t>(h + 1))) / 2;
     for (const float f : {middle, std::nextafterf(middle, 0), std::nextafterf(middle, 1e9F)})
       ASSERT_EQ(f32_to_f16(-f), std::bit_cast<uint16_t>(static_cast<_Float16>(-f))) << f;
   }
@@ -54,8 +53,7 @@ RC_GTEST_PROP(DTypes, Bf16IsTheNearest, (uint32_t bits)) {
   const double error = std::abs(static_cast<double>(bf16_to_f32(b)) - f);
   RC_ASSERT(error <= std::abs(static_cast<double>(bf16_to_f32(static_cast<uint16_t>(b + 1))) - f));
   if ((b & 0x7FFFU) != 0)
-    RC_ASSERT(error <=
-              std::abs(static_cast<double>(bf16_to_f32(static_cast<uint16_t>(b - 1))) - f));
+    RC_ASSERT(error <= std::abs(static_cast<double>(bf16_to_f32(static_cast<uint16_t>(b - 1))) - f));
 }
 
 TEST(DTypes, Bf16TiesToEvenAndKeepsNaN) {

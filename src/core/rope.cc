@@ -13,8 +13,7 @@ void check(const RopeSpec& spec) {
                                                  std::to_string(spec.head_dim) + ", rotary_dim " +
                                                  std::to_string(spec.rotary_dim) + ")");
   };
-  if (spec.head_dim <= 0 || spec.head_dim > 4096 || spec.head_dim % 2 != 0)
-    bad("head_dim must be even and in 2..4096");
+  if (spec.head_dim <= 0 || spec.head_dim > 4096 || spec.head_dim % 2 != 0) bad("head_dim must be even and in 2..4096");
   if (spec.rotary_dim <= 0 || spec.rotary_dim > spec.head_dim || spec.rotary_dim % 2 != 0)
     bad("rotary_dim must be even and in 2..head_dim");
   if (!(spec.freq_base > 0) || !std::isfinite(spec.freq_base)) bad("freq_base must be positive");

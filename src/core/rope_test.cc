@@ -24,8 +24,7 @@ std::vector<float> rotated(const RopeSpec& spec, std::vector<float> head, int po
 }
 
 double pair_score(const DimPair& d, const std::vector<float>& q, const std::vector<float>& k) {
-  return static_cast<double>(q[d.first]) * k[d.first] +
-         static_cast<double>(q[d.second]) * k[d.second];
+  return static_cast<double>(q[d.first]) * k[d.first] + static_cast<double>(q[d.second]) * k[d.second];
 }
 
 RopeSpec any_spec() {
@@ -74,9 +73,8 @@ TEST(Rope, AdjacentDimsAreNoChunkOfTheHalfLayout) {
   double worst = 0;
   for (int32_t fc = 0; fc < 32; ++fc) {
     const DimPair adjacent{2 * fc, 2 * fc + 1};
-    worst =
-        std::max(worst, std::abs(pair_score(adjacent, rotated(spec, q, 9), rotated(spec, k, 4)) -
-                                 pair_score(adjacent, rotated(spec, q, 10), rotated(spec, k, 5))));
+    worst = std::max(worst, std::abs(pair_score(adjacent, rotated(spec, q, 9), rotated(spec, k, 4)) -
+                                     pair_score(adjacent, rotated(spec, q, 10), rotated(spec, k, 5))));
   }
   EXPECT_GT(worst, 0.1);
 }
@@ -98,10 +96,9 @@ TEST(Rope, Frequencies) {
 
 TEST(Rope, CheckRefuses) {
   EXPECT_NO_THROW(check({RopeLayout::kHalf, 128, 128, 5e5}));
-  for (const RopeSpec& spec :
-       {RopeSpec{RopeLayout::kHalf, 0, 0, 1e4}, RopeSpec{RopeLayout::kHalf, 63, 62, 1e4},
-        RopeSpec{RopeLayout::kHalf, 64, 66, 1e4}, RopeSpec{RopeLayout::kHalf, 64, 31, 1e4},
-        RopeSpec{RopeLayout::kHalf, 8192, 64, 1e4}, RopeSpec{RopeLayout::kHalf, 64, 64, 0.0}})
+  for (const RopeSpec& spec : {RopeSpec{RopeLayout::kHalf, 0, 0, 1e4}, RopeSpec{RopeLayout::kHalf, 63, 62, 1e4},
+                               RopeSpec{RopeLayout::kHalf, 64, 66, 1e4}, RopeSpec{RopeLayout::kHalf, 64, 31, 1e4},
+                               RopeSpec{RopeLayout::kHalf, 8192, 64, 1e4}, RopeSpec{RopeLayout::kHalf, 64, 64, 0.0}})
     EXPECT_THROW(check(spec), Error) << spec.head_dim << " " << spec.rotary_dim;
 }
 
