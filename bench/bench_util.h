@@ -55,9 +55,8 @@ inline double read_bandwidth(int num_threads) {
   std::vector<double> rates;
   for (int pass = 0; pass < 9; ++pass) {
     const auto start = std::chrono::steady_clock::now();
-    context.parallel_for(kChunks, [&](int64_t i, int /*worker*/) {
-      sums[i] = sum_words(words.get() + i * kChunkWords, kChunkWords);
-    });
+    context.parallel_for(
+        kChunks, [&](int64_t i, int /*worker*/) { sums[i] = sum_words(words.get() + i * kChunkWords, kChunkWords); });
     rates.push_back(static_cast<double>(kChunks * kChunkWords * 8) / seconds_since(start));
     benchmark::DoNotOptimize(sums.data());
   }

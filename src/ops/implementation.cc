@@ -12,8 +12,7 @@ std::string_view forced_implementation(std::string_view op) {
     const std::string_view item = rest.substr(0, rest.find(','));
     rest.remove_prefix(std::min(rest.size(), item.size() + 1));
     const size_t colon = item.find(':');
-    if (colon != std::string_view::npos && item.substr(0, colon) == op)
-      return item.substr(colon + 1);
+    if (colon != std::string_view::npos && item.substr(0, colon) == op) return item.substr(colon + 1);
   }
   return {};
 }
