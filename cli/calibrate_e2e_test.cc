@@ -46,8 +46,7 @@ std::string contents(const std::string& path) {
 
 class Calibrate : public testing::Test {
  protected:
-  Calibrate()
-      : dir_(fs::temp_directory_path() / ("fasa-calibrate-test-" + std::to_string(getpid()))) {
+  Calibrate() : dir_(fs::temp_directory_path() / ("fasa-calibrate-test-" + std::to_string(getpid()))) {
     fs::create_directories(dir_);
     // The project's own prose and code: some 5,000 tokens.
     std::ofstream text(dir_ / "text.txt");
@@ -59,8 +58,8 @@ class Calibrate : public testing::Test {
   ~Calibrate() override { fs::remove_all(dir_); }
   std::string path(const std::string& name) const { return (dir_ / name).string(); }
   Outcome calibrate(const std::string& output, const std::string& more) const {
-    return run("calibrate -m " FASA_TEST_MODEL " --text " + path("text.txt") +
-               " --context 512 -o " + path(output) + " " + more);
+    return run("calibrate -m " FASA_TEST_MODEL " --text " + path("text.txt") + " --context 512 -o " + path(output) +
+               " " + more);
   }
   fs::path dir_;
 };
@@ -123,7 +122,8 @@ TEST_F(Calibrate, TellsTheUserWhatIsWrong) {
     EXPECT_NE(outcome.output.find(sentence), std::string::npos) << outcome.output;
   };
   expect(calibrate("c.json", "--windows 100"), "the text is too short: it has ");
-  expect(calibrate("c.json", "--context 8"), "--context 8 is outside 512..");
+  expect(run("calibrate -m " FASA_TEST_MODEL " --context 8 --text " + path("text.txt")),
+         "--context 8 is outside 512..");
   expect(calibrate("c.json", "--queries 0"), "--queries 0 is outside");
   expect(calibrate("no/dir/c.json", ""), "cannot be written");
   expect(run("calibrate -m /nowhere.gguf --text " + path("text.txt")), "no model file");
