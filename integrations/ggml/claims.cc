@@ -43,30 +43,27 @@ void note_norm(const ggml_tensor* op) {
 }
 
 bool is_whole_rows(const ggml_tensor* dst, const ggml_tensor* root) {
-  return dst->data == root->data && dst->ne[0] == root->ne[0] && dst->nb[1] == root->nb[1] &&
-         dst->ne[2] == 1 && dst->ne[3] == 1;
+  return dst->data == root->data && dst->ne[0] == root->ne[0] && dst->nb[1] == root->nb[1] && dst->ne[2] == 1 &&
+         dst->ne[3] == 1;
 }
 
 bool can_write(const ggml_tensor* op) {
   const ggml_tensor* src = op->src[0];
   const ggml_tensor* ids = op->src[1];
-  const bool type_ok =
-      op->type == GGML_TYPE_F16 || op->type == GGML_TYPE_BF16 || op->type == GGML_TYPE_F32;
-  return type_ok && src->type == GGML_TYPE_F32 && src->nb[0] == sizeof(float) && src->ne[2] == 1 &&
-         src->ne[3] == 1 && (ids->type == GGML_TYPE_I64 || ids->type == GGML_TYPE_I32) &&
-         ggml_is_contiguous(ids);
+  const bool type_ok = op->type == GGML_TYPE_F16 || op->type == GGML_TYPE_BF16 || op->type == GGML_TYPE_F32;
+  return type_ok && src->type == GGML_TYPE_F32 && src->nb[0] == sizeof(float) && src->ne[2] == 1 && src->ne[3] == 1 &&
+         (ids->type == GGML_TYPE_I64 || ids->type == GGML_TYPE_I32) && ggml_is_contiguous(ids);
 }
 
 const LayerProfile* matching_profile(const Config& config, const KvLayer& kv) {
   const LayerProfile* layer = config.sparse_layer(kv.layer);
   if (layer == nullptr) return nullptr;
   if (!kv.has_fingerprint) return nullptr;
-  const bool same = layer->fingerprint == kv.fingerprint &&
-                    int64_t{layer->num_kv_heads} * layer->rope.head_dim == kv.row_size;
+  const bool same =
+      layer->fingerprint == kv.fingerprint && int64_t{layer->num_kv_heads} * layer->rope.head_dim == kv.row_size;
   if (!same) {
-    warn_once("FASA does nothing here: the profile " + config.profile_path +
-              " belongs to another model (layer " + std::to_string(kv.layer) +
-              " differs); make one of this model with `fasa calibrate`.");
+    warn_once("FASA does nothing here: the profile " + config.profile_path + " belongs to another model (layer " +
+              std::to_string(kv.layer) + " differs); make one of this model with `fasa calibrate`.");
     return nullptr;
   }
   return layer;
@@ -125,9 +122,8 @@ bool claims_set_rows(const ggml_tensor* op) {
 
 bool mask_ok(const ggml_tensor* mask, const ggml_tensor* q, const ggml_tensor* k) {
   if (mask == nullptr) return true;
-  return mask->type == GGML_TYPE_F16 && mask->ne[0] >= k->ne[1] && mask->nb[0] == 2 &&
-         mask->ne[1] >= q->ne[1] && mask->ne[2] == 1 &&
-         (mask->ne[3] == 1 || mask->ne[3] == q->ne[3]);
+  return mask->type == GGML_TYPE_F16 && mask->ne[0] >= k->ne[1] && mask->nb[0] == 2 && mask->ne[1] >= q->ne[1] &&
+         mask->ne[2] == 1 && (mask->ne[3] == 1 || mask->ne[3] == q->ne[3]);
 }
 
 bool claims_attention(const ggml_tensor* op) {
@@ -151,16 +147,12 @@ bool claims_attention(const ggml_tensor* op) {
   std::memcpy(&max_bias, reinterpret_cast<const float*>(op->op_params) + 1, sizeof(float));
   const auto offset = static_cast<size_t>(static_cast<const std::byte*>(k->data) - kv->data);
   const size_t stream_bytes = kv->row_bytes * static_cast<size_t>(kv->num_rows);
-  const bool v_host =
-      root_of(v)->buffer != nullptr && ggml_backend_buffer_is_host(root_of(v)->buffer);
-  return k_known && v_known && v_host && max_bias == 0 && q->type == GGML_TYPE_F32 &&
-         q->nb[0] == sizeof(float) && q->ne[2] == layer->num_q_heads &&
-         k->ne[2] == layer->num_kv_heads && v->ne[2] == layer->num_kv_heads &&
-         k->ne[0] == layer->rope.head_dim && q->ne[0] == k->ne[0] && k->ne[3] == q->ne[3] &&
-         v->ne[3] == q->ne[3] && v->ne[1] == k->ne[1] && k->nb[1] == kv->row_bytes &&
-         offset % stream_bytes == 0 && k->ne[1] <= kv->num_rows &&
-         v->nb[0] == ggml_type_size(v->type) && mask_ok(op->src[3], q, k) &&
-         op->type == GGML_TYPE_F32;
+  const bool v_host = root_of(v)->buffer != nullptr && ggml_backend_buffer_is_host(root_of(v)->buffer);
+  return k_known && v_known && v_host && max_bias == 0 && q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) &&
+         q->ne[2] == layer->num_q_heads && k->ne[2] == layer->num_kv_heads && v->ne[2] == layer->num_kv_heads &&
+         k->ne[0] == layer->rope.head_dim && q->ne[0] == k->ne[0] && k->ne[3] == q->ne[3] && v->ne[3] == q->ne[3] &&
+         v->ne[1] == k->ne[1] && k->nb[1] == kv->row_bytes && offset % stream_bytes == 0 && k->ne[1] <= kv->num_rows &&
+         v->nb[0] == ggml_type_size(v->type) && mask_ok(op->src[3], q, k) && op->type == GGML_TYPE_F32;
 }
 
 // K-shift: the keys of the cache are rotated in place.

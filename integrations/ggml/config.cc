@@ -16,16 +16,13 @@
 namespace fasa::ggml {
 namespace {
 
-[[noreturn]] void fail(const std::string& message) {
-  throw Error(ErrorCode::kInvalidArgument, message);
-}
+[[noreturn]] void fail(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
 
 int64_t parse_count(const std::string& key, std::string_view text) {
   int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || value < 0) {
-    fail("FASA setting " + key + "='" + std::string(text) +
-         "' is not a whole number of 0 or more.");
+    fail("FASA setting " + key + "='" + std::string(text) + "' is not a whole number of 0 or more.");
   }
   return value;
 }
@@ -59,44 +56,27 @@ struct Key {
 };
 
 constexpr std::array kKeys = {
-    Key{"profile", "FASA_PROFILE",
-        [](const std::string&, std::string_view v, Config& c) { c.profile_path = v; }},
+    Key{"profile", "FASA_PROFILE", [](const std::string&, std::string_view v, Config& c) { c.profile_path = v; }},
     Key{"policy", "FASA_POLICY",
-        [](const std::string&, std::string_view v, Config& c) {
-          c.settings.kind = parse_policy(v);
-        }},
+        [](const std::string&, std::string_view v, Config& c) { c.settings.kind = parse_policy(v); }},
     Key{"budget", "FASA_BUDGET",
-        [](const std::string& k, std::string_view v, Config& c) {
-          c.settings.budget = parse_count(k, v);
-        }},
+        [](const std::string& k, std::string_view v, Config& c) { c.settings.budget = parse_count(k, v); }},
     Key{"sinks", "FASA_SINKS",
-        [](const std::string& k, std::string_view v, Config& c) {
-          c.settings.sinks = parse_count(k, v);
-        }},
+        [](const std::string& k, std::string_view v, Config& c) { c.settings.sinks = parse_count(k, v); }},
     Key{"recent", "FASA_RECENT",
-        [](const std::string& k, std::string_view v, Config& c) {
-          c.settings.recent = parse_count(k, v);
-        }},
+        [](const std::string& k, std::string_view v, Config& c) { c.settings.recent = parse_count(k, v); }},
     Key{"n_tip", "FASA_N_TIP",
         [](const std::string& k, std::string_view v, Config& c) { parse_n_tip(k, v, c.settings); }},
     Key{"criterion", "FASA_CRITERION",
         [](const std::string&, std::string_view v, Config& c) { c.settings.criterion = v; }},
     Key{"share_fcs", "FASA_SHARE_FCS",
-        [](const std::string& k, std::string_view v, Config& c) {
-          c.settings.share_fcs = parse_flag(k, v);
-        }},
+        [](const std::string& k, std::string_view v, Config& c) { c.settings.share_fcs = parse_flag(k, v); }},
     Key{"share_tokens", "FASA_SHARE_TOKENS",
-        [](const std::string& k, std::string_view v, Config& c) {
-          c.settings.share_tokens = parse_flag(k, v);
-        }},
+        [](const std::string& k, std::string_view v, Config& c) { c.settings.share_tokens = parse_flag(k, v); }},
     Key{"dense_layers", "FASA_DENSE_LAYERS",
-        [](const std::string& k, std::string_view v, Config& c) {
-          c.settings.dense_layers = parse_count(k, v);
-        }},
+        [](const std::string& k, std::string_view v, Config& c) { c.settings.dense_layers = parse_count(k, v); }},
     Key{"index", "FASA_INDEX",
-        [](const std::string&, std::string_view v, Config& c) {
-          c.settings.index_type = parse_index_type(v);
-        }},
+        [](const std::string&, std::string_view v, Config& c) { c.settings.index_type = parse_index_type(v); }},
     Key{"verbose", "FASA_VERBOSE",
         [](const std::string& k, std::string_view v, Config& c) { c.verbose = parse_flag(k, v); }},
 };
@@ -111,8 +91,7 @@ void load(Config& config) {
   }
   auto profile = std::make_shared<Profile>(load_profile(config.profile_path));
   for (const LayerProfile& layer : profile->layers) {
-    if (!layer.measures.empty())
-      dominant_dims(layer, config.settings);  // throws: no such criterion
+    if (!layer.measures.empty()) dominant_dims(layer, config.settings);  // throws: no such criterion
   }
   config.profile = std::move(profile);
 }

@@ -66,18 +66,14 @@ ggml_guid_t backend_guid() {
 
 const char* device_name(ggml_backend_dev_t /*device*/) { return "FASA"; }
 
-const char* device_description(ggml_backend_dev_t /*device*/) {
-  return "Frequency-Aware Sparse Attention";
-}
+const char* device_description(ggml_backend_dev_t /*device*/) { return "Frequency-Aware Sparse Attention"; }
 
 void device_memory(ggml_backend_dev_t /*device*/, size_t* free, size_t* total) {
   *free = 0;
   *total = 0;
 }
 
-enum ggml_backend_dev_type device_type(ggml_backend_dev_t /*device*/) {
-  return GGML_BACKEND_DEVICE_TYPE_ACCEL;
-}
+enum ggml_backend_dev_type device_type(ggml_backend_dev_t /*device*/) { return GGML_BACKEND_DEVICE_TYPE_ACCEL; }
 
 void device_props(ggml_backend_dev_t device, ggml_backend_dev_props* props) {
   *props = {};
@@ -97,12 +93,10 @@ ggml_backend_t device_init(ggml_backend_dev_t device, const char* /*params*/) {
   }
 }
 
-ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t /*device*/) {
-  return ggml_backend_cpu_buffer_type();
-}
+ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t /*device*/) { return ggml_backend_cpu_buffer_type(); }
 
-ggml_backend_buffer_t device_buffer_from_pointer(ggml_backend_dev_t /*device*/, void* pointer,
-                                                 size_t size, size_t /*max_tensor_size*/) {
+ggml_backend_buffer_t device_buffer_from_pointer(ggml_backend_dev_t /*device*/, void* pointer, size_t size,
+                                                 size_t /*max_tensor_size*/) {
   return ggml_backend_cpu_buffer_from_ptr(pointer, size);
 }
 
@@ -143,9 +137,7 @@ ggml_backend_dev_t registry_device(ggml_backend_reg_t registry, size_t /*index*/
   return &device;
 }
 
-void set_num_threads(ggml_backend_t backend, int num_threads) {
-  instance_of(backend).set_num_threads(num_threads);
-}
+void set_num_threads(ggml_backend_t backend, int num_threads) { instance_of(backend).set_num_threads(num_threads); }
 
 int configure_by_name(const char* settings, const char** message) {
   thread_local std::string text;
@@ -178,8 +170,6 @@ void* registry_function(ggml_backend_reg_t /*registry*/, const char* name) {
 extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init(void) {
   using namespace fasa::ggml;
   static ggml_backend_reg registry = {
-      GGML_BACKEND_API_VERSION,
-      {registry_name, registry_device_count, registry_device, registry_function},
-      nullptr};
+      GGML_BACKEND_API_VERSION, {registry_name, registry_device_count, registry_device, registry_function}, nullptr};
   return &registry;
 }

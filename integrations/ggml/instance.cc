@@ -42,8 +42,7 @@ struct Instance::Attention {
   const uint16_t* mask_row(int64_t stream, int64_t row) const {
     if (mask == nullptr) return nullptr;
     const auto* base = static_cast<const std::byte*>(mask->data);
-    return reinterpret_cast<const uint16_t*>(base + row * mask->nb[1] +
-                                             (stream % mask->ne[3]) * mask->nb[3]);
+    return reinterpret_cast<const uint16_t*>(base + row * mask->nb[1] + (stream % mask->ne[3]) * mask->nb[3]);
   }
 };
 
@@ -90,8 +89,7 @@ InstanceIndex* Instance::index_of(KvLayer& kv) {
   index->owner = this;
   index->num_kv_heads = layer->num_kv_heads;
   for (int64_t s = 0; s < kv.num_streams; ++s) {
-    index->streams.push_back(
-        std::make_unique<LayerIndex>(shape, dominant_dims(*layer, config_->settings)));
+    index->streams.push_back(std::make_unique<LayerIndex>(shape, dominant_dims(*layer, config_->settings)));
   }
   kv.indices.push_back(std::move(index));
   kv.indexed = true;
@@ -148,7 +146,7 @@ void Instance::write_k(const ggml_tensor* node, const ggml_tensor* root) {
     }
     for (const auto& other : kv->indices) {
       if (other.get() == index) continue;
-      for (const int64_t row : stream_rows_) other->streams[stream]->forget(row, 1);
+      for (const int64_t row : stream_rows_) other->streams[stream]->replaced(row, 1);
     }
     begin = end;
   }
@@ -181,10 +179,9 @@ void Instance::k_shift(ggml_tensor* node) {
     cpu_ = ggml_backend_dev_init(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), nullptr);
     if (cpu_ == nullptr) throw Error(ErrorCode::kNotFound, "ggml's CPU backend cannot be created");
   }
-  const ggml_init_params params = {
-      .mem_size = ggml_tensor_overhead() * 8 + ggml_graph_overhead_custom(8, false),
-      .mem_buffer = nullptr,
-      .no_alloc = true};
+  const ggml_init_params params = {.mem_size = ggml_tensor_overhead() * 8 + ggml_graph_overhead_custom(8, false),
+                                   .mem_buffer = nullptr,
+                                   .no_alloc = true};
   ggml_context* memory = ggml_init(params);
   ggml_cgraph* graph = ggml_new_graph_custom(memory, 8, false);
   ggml_graph_add_node(graph, node);
@@ -213,8 +210,7 @@ void Instance::flash_attn(const ggml_tensor* node) {
   a.mask = node->src[3];
   a.kv = kv.get();
   const auto offset = static_cast<size_t>(static_cast<const std::byte*>(k->data) - kv->data);
-  a.first_stream =
-      static_cast<int64_t>(offset / (kv->row_bytes * static_cast<size_t>(kv->num_rows)));
+  a.first_stream = static_cast<int64_t>(offset / (kv->row_bytes * static_cast<size_t>(kv->num_rows)));
   const auto* params = reinterpret_cast<const float*>(node->op_params);
   a.scale = params[0];
   a.softcap = params[2];
@@ -237,8 +233,7 @@ void Instance::attend_stream(const Attention& a, int64_t stream, InstanceIndex* 
 
 // A token whose sequence has another token in the batch is prefill: one of the two sees the other's
 // cell, which is the newest that the other sees.
-void Instance::find_prefill_rows(const Attention& a, int64_t stream, LayerIndex& index,
-                                 const CacheView& cache) {
+void Instance::find_prefill_rows(const Attention& a, int64_t stream, LayerIndex& index, const CacheView& cache) {
   const int64_t n = a.q->ne[1];
   newest_.assign(static_cast<size_t>(n), -1);
   for (int64_t i = 0; i < n; ++i) {
@@ -258,8 +253,7 @@ void Instance::find_prefill_rows(const Attention& a, int64_t stream, LayerIndex&
   }
 }
 
-void Instance::decode_row(const Attention& a, int64_t stream, int64_t row, LayerIndex* index,
-                          const CacheView& cache) {
+void Instance::decode_row(const Attention& a, int64_t stream, int64_t row, LayerIndex* index, const CacheView& cache) {
   mask_.scan(a.mask_row(stream, row), a.k->ne[1]);
   const VisibleRows& visible = mask_.visible();
   const auto* q = static_cast<const std::byte*>(a.q->data) + row * a.q->nb[1] + stream * a.q->nb[3];
@@ -289,8 +283,7 @@ void Instance::decode_row(const Attention& a, int64_t stream, int64_t row, Layer
               .head_dim = a.node->ne[0],
               .head_stride = static_cast<int64_t>(a.node->nb[1] / sizeof(float))};
 
-  const PolicySettings& settings =
-      index != nullptr && !mask_.is_biased() ? config_->settings : dense_;
+  const PolicySettings& settings = index != nullptr && !mask_.is_biased() ? config_->settings : dense_;
   if (is_sparse(settings, visible.num_visible)) {
     counters.rows_rebuilt += index->refresh(*context_, cache, visible);
     step.forced = index->forced_rows(visible, settings.sinks, settings.recent);
@@ -303,9 +296,7 @@ void Instance::decode_row(const Attention& a, int64_t stream, int64_t row, Layer
 }
 
 void read_stats(fasa_ggml_stats* out, bool reset) {
-  const auto take = [&](std::atomic<int64_t>& counter) {
-    return reset ? counter.exchange(0) : counter.load();
-  };
+  const auto take = [&](std::atomic<int64_t>& counter) { return reset ? counter.exchange(0) : counter.load(); };
   out->sparse_calls = take(counters.sparse_calls);
   out->dense_calls = take(counters.dense_calls);
   out->kv_bytes_read = take(counters.kv_bytes_read);

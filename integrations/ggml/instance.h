@@ -39,10 +39,8 @@ class Instance {
   const LayerProfile* indexed_layer(const KvLayer& kv) const;
   InstanceIndex* index_of(KvLayer& kv);
   void attend_stream(const Attention& a, int64_t stream, InstanceIndex* index);
-  void find_prefill_rows(const Attention& a, int64_t stream, LayerIndex& index,
-                         const CacheView& cache);
-  void decode_row(const Attention& a, int64_t stream, int64_t row, LayerIndex* index,
-                  const CacheView& cache);
+  void find_prefill_rows(const Attention& a, int64_t stream, LayerIndex& index, const CacheView& cache);
+  void decode_row(const Attention& a, int64_t stream, int64_t row, LayerIndex* index, const CacheView& cache);
 
   std::shared_ptr<const Config> config_;
   PolicySettings dense_;

@@ -43,29 +43,26 @@ void forget_bytes(ggml_backend_buffer_t buffer, const std::byte* begin, const st
   if (begin >= end) return;
   for (const auto& layer : layers_of(buffer)) {
     const size_t stream_bytes = layer->row_bytes * static_cast<size_t>(layer->num_rows);
-    const std::byte* layer_end =
-        layer->data + stream_bytes * static_cast<size_t>(layer->num_streams);
+    const std::byte* layer_end = layer->data + stream_bytes * static_cast<size_t>(layer->num_streams);
     const std::byte* first = std::max<const std::byte*>(begin, layer->data);
     const std::byte* last = std::min(end, layer_end);
     if (first >= last) continue;
     layer->written = true;
-    const auto row_begin =
-        static_cast<int64_t>(static_cast<size_t>(first - layer->data) / layer->row_bytes);
-    const auto row_end = static_cast<int64_t>(
-        (static_cast<size_t>(last - layer->data) + layer->row_bytes - 1) / layer->row_bytes);
+    const auto row_begin = static_cast<int64_t>(static_cast<size_t>(first - layer->data) / layer->row_bytes);
+    const auto row_end =
+        static_cast<int64_t>((static_cast<size_t>(last - layer->data) + layer->row_bytes - 1) / layer->row_bytes);
     const std::lock_guard lock(layer->mutex);
     for (const auto& index : layer->indices) {
       for (int64_t s = row_begin / layer->num_rows; s * layer->num_rows < row_end; ++s) {
         const int64_t from = std::max(row_begin - s * layer->num_rows, int64_t{0});
         const int64_t to = std::min(row_end - s * layer->num_rows, layer->num_rows);
-        index->streams[s]->forget(from, to - from);
+        index->streams[s]->replaced(from, to - from);
       }
     }
   }
 }
 
-void forget_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, size_t offset,
-                   size_t size) {
+void forget_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, size_t offset, size_t size) {
   const auto* begin = static_cast<const std::byte*>(tensor->data) + offset;
   forget_bytes(buffer, begin, begin + size);
 }
@@ -84,23 +81,19 @@ void hooked_free(ggml_backend_buffer_t buffer) {
   if (original.free_buffer != nullptr) original.free_buffer(buffer);
 }
 
-void hooked_memset(ggml_backend_buffer_t buffer, ggml_tensor* tensor, uint8_t value, size_t offset,
-                   size_t size) {
+void hooked_memset(ggml_backend_buffer_t buffer, ggml_tensor* tensor, uint8_t value, size_t offset, size_t size) {
   original_of(buffer).memset_tensor(buffer, tensor, value, offset, size);
   forget_tensor(buffer, tensor, offset, size);
 }
 
-void hooked_set(ggml_backend_buffer_t buffer, ggml_tensor* tensor, const void* data, size_t offset,
-                size_t size) {
+void hooked_set(ggml_backend_buffer_t buffer, ggml_tensor* tensor, const void* data, size_t offset, size_t size) {
   original_of(buffer).set_tensor(buffer, tensor, data, offset, size);
   forget_tensor(buffer, tensor, offset, size);
 }
 
-void hooked_set_2d(ggml_backend_buffer_t buffer, ggml_tensor* tensor, const void* data,
-                   size_t offset, size_t size, size_t n_copies, size_t stride_tensor,
-                   size_t stride_data) {
-  original_of(buffer).set_tensor_2d(buffer, tensor, data, offset, size, n_copies, stride_tensor,
-                                    stride_data);
+void hooked_set_2d(ggml_backend_buffer_t buffer, ggml_tensor* tensor, const void* data, size_t offset, size_t size,
+                   size_t n_copies, size_t stride_tensor, size_t stride_data) {
+  original_of(buffer).set_tensor_2d(buffer, tensor, data, offset, size, n_copies, stride_tensor, stride_data);
   if (n_copies > 0) {
     forget_tensor(buffer, tensor, offset, (n_copies - 1) * stride_tensor + size);
   }
@@ -192,8 +185,7 @@ int64_t KvLayer::memory_bytes() const {
 
 std::shared_ptr<KvLayer> register_layer(const ggml_tensor* root, int layer) {
   if (root->buffer == nullptr || root->data == nullptr || root->buffer->size == 0 ||
-      !ggml_backend_buffer_is_host(root->buffer) ||
-      ggml_backend_buffer_is_multi_buffer(root->buffer)) {
+      !ggml_backend_buffer_is_host(root->buffer) || ggml_backend_buffer_is_multi_buffer(root->buffer)) {
     return nullptr;
   }
   Registry& r = registry();

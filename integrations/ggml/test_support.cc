@@ -59,8 +59,7 @@ Profile random_profile(const std::string& gguf_path, uint64_t seed) {
     const std::string name = "blk." + std::to_string(l) + ".attn_norm.weight";
     const int64_t id = gguf_find_tensor(file, name.c_str());
     std::vector<char> weights(gguf_get_tensor_size(file, id));
-    bytes.seekg(
-        static_cast<std::streamoff>(gguf_get_data_offset(file) + gguf_get_tensor_offset(file, id)));
+    bytes.seekg(static_cast<std::streamoff>(gguf_get_data_offset(file) + gguf_get_tensor_offset(file, id)));
     bytes.read(weights.data(), static_cast<std::streamsize>(weights.size()));
     layer.fingerprint = fingerprint(weights.data(), weights.size());
     layer.num_q_heads = static_cast<int32_t>(heads);
@@ -83,8 +82,7 @@ Profile random_profile(const std::string& gguf_path, uint64_t seed) {
 }
 
 TempFile::TempFile(const std::string& suffix) {
-  std::string name =
-      (std::filesystem::temp_directory_path() / "fasa_test_XXXXXX").string() + suffix;
+  std::string name = (std::filesystem::temp_directory_path() / "fasa_test_XXXXXX").string() + suffix;
   const int fd = mkstemps(name.data(), static_cast<int>(suffix.size()));
   EXPECT_GE(fd, 0);
   if (fd >= 0) close(fd);
@@ -100,9 +98,7 @@ const Backend& backend() {
     ggml_backend_reg_t reg = ggml_backend_load(FASA_GGML_BACKEND);
     EXPECT_NE(reg, nullptr) << FASA_GGML_BACKEND;
     llama_backend_init();
-    const auto find = [&](const char* name) {
-      return ggml_backend_reg_get_proc_address(reg, name);
-    };
+    const auto find = [&](const char* name) { return ggml_backend_reg_get_proc_address(reg, name); };
     Backend b;
     b.configure = reinterpret_cast<fasa_ggml_configure_t>(find("fasa_ggml_configure"));
     b.stats = reinterpret_cast<fasa_ggml_stats_t>(find("fasa_ggml_stats"));
@@ -177,8 +173,8 @@ std::vector<std::vector<float>> decode(llama_context* context, const std::vector
   return logits;
 }
 
-std::vector<float> prefill(llama_context* context, const std::vector<llama_token>& tokens,
-                           llama_pos first, llama_seq_id seq) {
+std::vector<float> prefill(llama_context* context, const std::vector<llama_token>& tokens, llama_pos first,
+                           llama_seq_id seq) {
   std::vector<float> last;
   const size_t step_size = llama_n_batch(context);
   for (size_t at = 0; at < tokens.size(); at += step_size) {
@@ -191,8 +187,7 @@ std::vector<float> prefill(llama_context* context, const std::vector<llama_token
   return last;
 }
 
-std::vector<float> step(llama_context* context, llama_token token, llama_pos pos,
-                        llama_seq_id seq) {
+std::vector<float> step(llama_context* context, llama_token token, llama_pos pos, llama_seq_id seq) {
   return decode(context, {{token, pos, seq}}).front();
 }
 
@@ -213,6 +208,17 @@ float max_difference(const std::vector<float>& a, const std::vector<float>& b) {
     if (!(difference <= largest)) largest = difference;
   }
   return largest;
+}
+
+double relative_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  if (a.size() != b.size() || a.empty()) return INFINITY;
+  double difference = 0;
+  double norm = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    norm += b[i] * b[i];
+  }
+  return std::sqrt(difference / norm);
 }
 
 Setup::Setup(const std::string& gguf_path, uint64_t seed) : profile_(".fasa.json") {

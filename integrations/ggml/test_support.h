@@ -74,13 +74,14 @@ struct Token {
 // Decodes one batch; all tokens have logits. [tokens][vocabulary]
 std::vector<std::vector<float>> decode(llama_context* context, const std::vector<Token>& tokens);
 // One batch for the tokens from `first` on, for sequence `seq`; the last token's logits.
-std::vector<float> prefill(llama_context* context, const std::vector<llama_token>& tokens,
-                           llama_pos first = 0, llama_seq_id seq = 0);
-std::vector<float> step(llama_context* context, llama_token token, llama_pos pos,
-                        llama_seq_id seq = 0);
+std::vector<float> prefill(llama_context* context, const std::vector<llama_token>& tokens, llama_pos first = 0,
+                           llama_seq_id seq = 0);
+std::vector<float> step(llama_context* context, llama_token token, llama_pos pos, llama_seq_id seq = 0);
 std::vector<llama_token> random_tokens(const llama_model* model, int count, uint32_t seed);
 
 float max_difference(const std::vector<float>& a, const std::vector<float>& b);
+// |a - b| / |b|
+double relative_difference(const std::vector<float>& a, const std::vector<float>& b);
 
 // Sets it up for one model: a profile file and settings.
 class Setup {

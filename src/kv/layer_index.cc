@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <numeric>
 #include <utility>
 
 #include "src/ops/append/append.h"
@@ -23,9 +24,7 @@ std::byte* allocate_zeroed(int64_t bytes) {
   return static_cast<std::byte*>(data);
 }
 
-bool is_visible(const VisibleRows& visible, int64_t row) {
-  return visible.mask == nullptr || visible.mask[row] != 0;
-}
+bool is_visible(const VisibleRows& visible, int64_t row) { return visible.mask == nullptr || visible.mask[row] != 0; }
 
 }  // namespace
 
@@ -36,7 +35,10 @@ LayerIndex::LayerIndex(const IndexShape& shape, std::vector<int16_t> dims)
       dims_(std::move(dims)),
       data_(allocate_zeroed(shape.total_bytes())),
       valid_(static_cast<size_t>(shape.num_rows), 0),
-      stamps_(static_cast<size_t>(shape.num_rows), 0) {
+      stamps_(static_cast<size_t>(shape.num_rows)),
+      last_stamp_(static_cast<uint32_t>(shape.num_rows)),
+      ordered_prefix_(shape.num_rows) {
+  std::iota(stamps_.begin(), stamps_.end(), 1U);
   assert(static_cast<int64_t>(dims_.size()) == shape.num_planes * shape.num_fcs * 2);
   visible_rows_.reserve(static_cast<size_t>(shape.num_rows));
 }
@@ -44,10 +46,8 @@ LayerIndex::LayerIndex(const IndexShape& shape, std::vector<int16_t> dims)
 void LayerIndex::stamp(int64_t row) {
   if (last_stamp_ == std::numeric_limits<uint32_t>::max()) {
     // Renumber once in four billion writes: equal order, small numbers.
-    std::vector<int64_t> rows;
-    for (int64_t i = 0; i < num_rows(); ++i) {
-      if (stamps_[i] != 0) rows.push_back(i);
-    }
+    std::vector<int64_t> rows(stamps_.size());
+    std::iota(rows.begin(), rows.end(), 0);
     std::ranges::sort(rows, {}, [&](int64_t i) { return stamps_[i]; });
     last_stamp_ = 0;
     for (const int64_t i : rows) stamps_[i] = ++last_stamp_;
@@ -56,8 +56,7 @@ void LayerIndex::stamp(int64_t row) {
   if (row <= ordered_prefix_) ordered_prefix_ = row + 1;
 }
 
-void LayerIndex::append(Context& context, const CacheView& src, std::span<const int64_t> rows,
-                        const CacheView& cache) {
+void LayerIndex::append(Context& context, const CacheView& src, std::span<const int64_t> rows, const CacheView& cache) {
   ops::append(context, {.src = src, .rows = rows, .cache = cache, .index = view()});
   for (const int64_t row : rows) {
     valid_[row] = 1;
@@ -72,11 +71,9 @@ void LayerIndex::invalidate(int64_t first, int64_t count) {
   valid_prefix_ = std::min(valid_prefix_, first);
 }
 
-void LayerIndex::forget(int64_t first, int64_t count) {
-  if (count <= 0) return;
+void LayerIndex::replaced(int64_t first, int64_t count) {
   invalidate(first, count);
-  std::fill_n(stamps_.begin() + first, count, 0U);
-  ordered_prefix_ = std::min(ordered_prefix_, first);
+  for (int64_t row = first; row < first + count; ++row) stamp(row);
 }
 
 int64_t LayerIndex::refresh(Context& context, const CacheView& cache, const VisibleRows& visible) {
@@ -90,7 +87,6 @@ int64_t LayerIndex::refresh(Context& context, const CacheView& cache, const Visi
   ops::append(context, {.src = {}, .rows = rebuild_, .cache = cache, .index = view()});
   for (const int64_t row : rebuild_) {
     valid_[row] = 1;
-    if (stamps_[row] == 0) stamp(row);
   }
   while (valid_prefix_ < num_rows() && valid_[valid_prefix_] != 0) ++valid_prefix_;
   return static_cast<int64_t>(rebuild_.size());
@@ -100,8 +96,7 @@ bool LayerIndex::in_age_order(const VisibleRows& visible) const {
   return visible.mask == nullptr && visible.num_rows <= ordered_prefix_;
 }
 
-std::span<const int32_t> LayerIndex::forced_rows(const VisibleRows& visible, int64_t sinks,
-                                                 int64_t recent) {
+std::span<const int32_t> LayerIndex::forced_rows(const VisibleRows& visible, int64_t sinks, int64_t recent) {
   forced_.clear();
   const int64_t n = visible.num_visible;
   if (sinks + recent <= 0) return {};

@@ -31,16 +31,15 @@ class LayerIndex {
 
   // cache[rows[i]] = src[i], with the index rows; the rows become the newest, in the order given.
   // src.data null: the caller wrote the cache already.
-  void append(Context& context, const CacheView& src, std::span<const int64_t> rows,
-              const CacheView& cache);
+  void append(Context& context, const CacheView& src, std::span<const int64_t> rows, const CacheView& cache);
 
   // The K of rows first..first+count-1 was changed in place; they keep their age.
   void invalidate(int64_t first, int64_t count);
-  // They were replaced by something unknown: age unknown too, until the next refresh.
-  void forget(int64_t first, int64_t count);
+  // They were replaced by something else (state load, copy): they become the newest, in row order.
+  void replaced(int64_t first, int64_t count);
 
-  // Makes every visible row valid and aged (rows of unknown age: in row order, newer than all
-  // known). Returns how many index rows were rebuilt. O(1) for a prefix of rows with nothing to do.
+  // Makes every visible row valid. Returns how many index rows were rebuilt. O(1) for a prefix of rows
+  // with nothing to do.
   int64_t refresh(Context& context, const CacheView& cache, const VisibleRows& visible);
 
   // The `sinks` oldest and the `recent` newest visible rows, ascending and distinct; call refresh
@@ -70,10 +69,10 @@ class LayerIndex {
   std::vector<int16_t> dims_;
   std::unique_ptr<std::byte, Free> data_;
   std::vector<uint8_t> valid_;
-  std::vector<uint32_t> stamps_;  // 0: age unknown
+  std::vector<uint32_t> stamps_;  // distinct; at first in row order
   uint32_t last_stamp_ = 0;
   int64_t valid_prefix_ = 0;    // rows 0..valid_prefix_-1 are all valid
-  int64_t ordered_prefix_ = 0;  // rows 0..ordered_prefix_-1 have known, ascending stamps
+  int64_t ordered_prefix_ = 0;  // rows 0..ordered_prefix_-1 have ascending stamps
   std::vector<int64_t> rebuild_;
   std::vector<int32_t> visible_rows_;
   std::vector<int32_t> forced_;

@@ -42,13 +42,13 @@ int64_t num_selections(const PolicySettings& settings, const DecodeStep& step) {
   return settings.share_tokens ? step.k.num_heads : step.q.num_heads;
 }
 
-DecodeReport attend_selected(Context& context, const PolicySettings& settings,
-                             const DecodeStep& step, const float* scores, int64_t stride) {
+DecodeReport attend_selected(Context& context, const PolicySettings& settings, const DecodeStep& step,
+                             const float* scores, int64_t stride) {
   const int64_t num_sets = num_selections(settings, step);
   const int64_t counts_bytes = num_sets * static_cast<int64_t>(sizeof(int64_t));
   const int64_t rows_bytes = num_sets * settings.budget * static_cast<int64_t>(sizeof(int32_t));
-  auto* scratch = static_cast<std::byte*>(
-      context.shared_scratch(kSlotRows, static_cast<size_t>(counts_bytes + rows_bytes)));
+  auto* scratch =
+      static_cast<std::byte*>(context.shared_scratch(kSlotRows, static_cast<size_t>(counts_bytes + rows_bytes)));
   auto* num_kept = reinterpret_cast<int64_t*>(scratch);
   auto* rows = reinterpret_cast<int32_t*>(scratch + counts_bytes);
 
@@ -75,8 +75,7 @@ DecodeReport attend_selected(Context& context, const PolicySettings& settings,
   ops::attend(context, attend);
 
   DecodeReport report{.sparse = true};
-  const int64_t row_bytes =
-      dtype_bytes(step.k.dtype, step.k.head_dim) + dtype_bytes(step.v.dtype, step.v.head_dim);
+  const int64_t row_bytes = dtype_bytes(step.k.dtype, step.k.head_dim) + dtype_bytes(step.v.dtype, step.v.head_dim);
   for (int64_t set = 0; set < num_sets; ++set) report.kv_bytes += num_kept[set] * row_bytes;
   return report;
 }

@@ -20,8 +20,8 @@ struct DecodeStep {
   float softcap = 0.0F;
   const float* sink_logits = nullptr;  // [num_q_heads] or null
 
-  int64_t num_visible = 0;      // of rows 0..k.num_rows-1
-  const float* bias = nullptr;  // [k.num_rows], 0 or -inf (dense: any); null: all rows are visible
+  int64_t num_visible = 0;          // of rows 0..k.num_rows-1
+  const float* bias = nullptr;      // [k.num_rows], 0 or -inf (dense: any); null: all rows are visible
   std::span<const int32_t> forced;  // sinks and recent rows, ascending, fewer than settings.budget
 
   HeadsView out;  // [num_q_heads, head_dim_v]
@@ -53,14 +53,13 @@ DecodeReport decode_step(Context& context, const PolicySettings& settings, const
 // What the policies are made of.
 DecodeReport decode_full(Context& context, const PolicySettings& settings, const DecodeStep& step);
 DecodeReport decode_fasa(Context& context, const PolicySettings& settings, const DecodeStep& step);
-DecodeReport decode_oracle(Context& context, const PolicySettings& settings,
-                           const DecodeStep& step);
+DecodeReport decode_oracle(Context& context, const PolicySettings& settings, const DecodeStep& step);
 
 // f32 [num_sets, padded rows] in the context's scratch; `stride` is set to the floats of a row.
 float* score_scratch(Context& context, int64_t num_sets, int64_t num_rows, int64_t* stride);
 int64_t num_selections(const PolicySettings& settings, const DecodeStep& step);
 // Selects by `scores` and attends to what was selected.
-DecodeReport attend_selected(Context& context, const PolicySettings& settings,
-                             const DecodeStep& step, const float* scores, int64_t stride);
+DecodeReport attend_selected(Context& context, const PolicySettings& settings, const DecodeStep& step,
+                             const float* scores, int64_t stride);
 
 }  // namespace fasa

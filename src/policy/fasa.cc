@@ -19,9 +19,8 @@ DecodeReport decode_fasa(Context& context, const PolicySettings& settings, const
   ops::score(context, score);
 
   DecodeReport report = attend_selected(context, settings, step, scores, stride);
-  report.index_bytes =
-      static_cast<int64_t>(step.index.shape.row_bytes() * static_cast<double>(step.k.num_rows)) *
-      step.index.shape.num_planes;
+  report.index_bytes = static_cast<int64_t>(step.index.shape.row_bytes() * static_cast<double>(step.k.num_rows)) *
+                       step.index.shape.num_planes;
   return report;
 }
 

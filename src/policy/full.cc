@@ -4,8 +4,7 @@
 
 namespace fasa {
 
-DecodeReport decode_full(Context& context, const PolicySettings& /*settings*/,
-                         const DecodeStep& step) {
+DecodeReport decode_full(Context& context, const PolicySettings& /*settings*/, const DecodeStep& step) {
   ops::AttendArgs attend;
   attend.q = step.q;
   attend.k = step.k;
@@ -19,8 +18,7 @@ DecodeReport decode_full(Context& context, const PolicySettings& /*settings*/,
   ops::attend(context, attend);
   return {.sparse = false,
           .kv_bytes = step.k.num_rows * step.k.num_heads *
-                      (dtype_bytes(step.k.dtype, step.k.head_dim) +
-                       dtype_bytes(step.v.dtype, step.v.head_dim)),
+                      (dtype_bytes(step.k.dtype, step.k.head_dim) + dtype_bytes(step.v.dtype, step.v.head_dim)),
           .index_bytes = 0};
 }
 

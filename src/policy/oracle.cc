@@ -4,8 +4,7 @@
 
 namespace fasa {
 
-DecodeReport decode_oracle(Context& context, const PolicySettings& settings,
-                           const DecodeStep& step) {
+DecodeReport decode_oracle(Context& context, const PolicySettings& settings, const DecodeStep& step) {
   int64_t stride = 0;
   float* scores = score_scratch(context, num_selections(settings, step), step.k.num_rows, &stride);
   ops::ExactScoreArgs score;
@@ -18,8 +17,7 @@ DecodeReport decode_oracle(Context& context, const PolicySettings& settings,
   ops::exact_score(context, score);
 
   DecodeReport report = attend_selected(context, settings, step, scores, stride);
-  report.kv_bytes +=
-      step.k.num_rows * step.k.num_heads * dtype_bytes(step.k.dtype, step.k.head_dim);
+  report.kv_bytes += step.k.num_rows * step.k.num_heads * dtype_bytes(step.k.dtype, step.k.head_dim);
   return report;
 }
 

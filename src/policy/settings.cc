@@ -11,9 +11,7 @@
 namespace fasa {
 
 void check(const PolicySettings& settings) {
-  const auto fail = [](const std::string& message) {
-    throw Error(ErrorCode::kInvalidArgument, message);
-  };
+  const auto fail = [](const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); };
   if (settings.sinks < 0) fail(fmt::format("sinks is {}: give 0 or more.", settings.sinks));
   if (settings.recent < 0) fail(fmt::format("recent is {}: give 0 or more.", settings.recent));
   constexpr int64_t kMaxRows = int64_t{1} << 31;
@@ -21,14 +19,13 @@ void check(const PolicySettings& settings) {
     fail("budget, sinks or recent is 2^31 or more: give fewer tokens.");
   }
   if (settings.budget < settings.sinks + settings.recent + 1) {
-    fail(fmt::format(
-        "budget is {}, but sinks ({}) and recent ({}) are counted inside it: give at least {}.",
-        settings.budget, settings.sinks, settings.recent, settings.sinks + settings.recent + 1));
+    fail(fmt::format("budget is {}, but sinks ({}) and recent ({}) are counted inside it: give at least {}.",
+                     settings.budget, settings.sinks, settings.recent, settings.sinks + settings.recent + 1));
   }
   if (settings.fc_count < 0) fail(fmt::format("n_tip is {}: give 1 or more.", settings.fc_count));
   if (settings.fc_count == 0 && !(settings.fc_fraction > 0 && settings.fc_fraction <= 1)) {
-    fail(fmt::format("n_tip is {}% of the head's FCs: give more than 0% and at most 100%.",
-                     100 * settings.fc_fraction));
+    fail(
+        fmt::format("n_tip is {}% of the head's FCs: give more than 0% and at most 100%.", 100 * settings.fc_fraction));
   }
   if (settings.criterion.empty()) fail("criterion is empty: name a measure of the profile.");
   if (settings.dense_layers < 0) {
@@ -42,8 +39,7 @@ PolicyKind parse_policy(std::string_view name) {
     if (name == policy.name) return policy.kind;
     known += std::string(known.empty() ? "" : ", ") + policy.name;
   }
-  throw Error(ErrorCode::kInvalidArgument,
-              fmt::format("policy '{}' is not known: choose one of {}.", name, known));
+  throw Error(ErrorCode::kInvalidArgument, fmt::format("policy '{}' is not known: choose one of {}.", name, known));
 }
 
 const char* policy_name(PolicyKind kind) { return find_policy(kind).name; }
@@ -57,9 +53,8 @@ IndexType parse_index_type(std::string_view name) {
 }
 
 int64_t fcs_per_head(const PolicySettings& settings, int64_t num_fcs) {
-  const int64_t wanted = settings.fc_count > 0
-                             ? settings.fc_count
-                             : std::llround(settings.fc_fraction * static_cast<double>(num_fcs));
+  const int64_t wanted =
+      settings.fc_count > 0 ? settings.fc_count : std::llround(settings.fc_fraction * static_cast<double>(num_fcs));
   return std::clamp<int64_t>(wanted, 1, num_fcs);
 }
 
