@@ -32,6 +32,7 @@ struct KlOptions {
   std::string text;
   int64_t context = 4096;
   int64_t tokens = 2000;
+  bool batch_reference = false;
 };
 
 // Which tokens of the text are prefilled and which are scored after them.
@@ -90,7 +91,8 @@ class KlEvaluation {
                                     num_threads(options.common), static_cast<int32_t>(kChunk)};
             },
             Session::Full::kOwn),
-        scores_(session_.lanes().size()) {}
+        scores_(session_.lanes().size()),
+        reference_logits_(static_cast<size_t>(kChunk * session_.model().vocab_size())) {}
 
   void run() {
     const int64_t lanes = static_cast<int64_t>(session_.lanes().size());
@@ -132,11 +134,14 @@ class KlEvaluation {
     const int64_t vocab = session_.model().vocab_size();
     const auto tokens =
         std::span(tokens_).subspan(static_cast<size_t>(first), static_cast<size_t>(count));
-    LlamaContext& reference = session_.reference();
-    reference.decode_batch(tokens);
     std::vector<double> log_sums;
+    if (options_.batch_reference) session_.reference().decode_batch(tokens);
     for (int64_t i = 0; i < count; ++i) {
-      const float* p = reference.logits(static_cast<int32_t>(i));
+      if (!options_.batch_reference) session_.reference().decode(tokens[static_cast<size_t>(i)]);
+      const float* row =
+          session_.reference().logits(options_.batch_reference ? static_cast<int32_t>(i) : -1);
+      const float* p = reference_row(i);
+      std::copy(row, row + vocab, reference_logits_.begin() + i * vocab);
       log_sums.push_back(log_sum_exp(p, vocab));
       full_loss_ += log_sums.back() - static_cast<double>(p[next_token(first + i)]);
       step();
@@ -146,7 +151,7 @@ class KlEvaluation {
       session_.measure(lane, [&] {
         for (int64_t i = 0; i < count; ++i) {
           lane.context->decode(tokens[static_cast<size_t>(i)]);
-          const float* p = reference.logits(static_cast<int32_t>(i));
+          const float* p = reference_row(i);
           const float* q = lane.context->logits();
           const double q_log_sum = log_sum_exp(q, vocab);
           Score& score = scores_[l];
@@ -159,6 +164,10 @@ class KlEvaluation {
         return count;
       });
     }
+  }
+
+  const float* reference_row(int64_t i) const {
+    return reference_logits_.data() + i * session_.model().vocab_size();
   }
 
   size_t next_token(int64_t at) const {
@@ -212,6 +221,7 @@ class KlEvaluation {
   std::vector<Window> windows_;
   Session session_;
   std::vector<Score> scores_;
+  std::vector<float> reference_logits_;  // [kChunk][vocab]
   double full_loss_ = 0;
 };
 
@@ -230,6 +240,9 @@ void add_eval_kl_command(CLI::App& eval) {
   command->add_option("-n,--tokens", options->tokens, "Tokens decoded one by one and scored")
       ->check(CLI::Range(1, 1 << 24))
       ->default_str("2000");
+  command->add_flag("--batch-reference", options->batch_reference,
+                    "Reference logits in batches: quicker, but the rounding of batched matrix "
+                    "products counts as KL then (0.002 for a Q4_1 model)");
   add_row_options(*command, options->rows);
   command->footer(
       "A window of the text is prefilled by plain llama.cpp; its state is copied to each policy,\n"

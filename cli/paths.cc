@@ -46,10 +46,9 @@ std::string llama_server_path() {
   for (const fs::path& dir : {fs::path(executable_dir()), fs::path(FASA_LLAMA_BIN_DIR)}) {
     if (is_file(dir / "llama-server")) return (dir / "llama-server").string();
   }
-  throw Error(ErrorCode::kNotFound,
-              fmt::format("llama-server is neither beside this program nor in {}: build it with "
-                          "scripts/setup, or put it there",
-                          FASA_LLAMA_BIN_DIR));
+  throw Error(ErrorCode::kNotFound, fmt::format("llama-server is neither beside this program nor in {}: build it with "
+                                                "scripts/setup, or put it there",
+                                                FASA_LLAMA_BIN_DIR));
 }
 
 std::string backend_path() {
@@ -75,20 +74,18 @@ std::string backend_path() {
 std::string find_model(const std::string& given) {
   if (!given.empty()) {
     if (is_file(given)) return given;
-    throw Error(ErrorCode::kNotFound,
-                fmt::format("there is no model file {}: give a GGUF file with -m", given));
+    throw Error(ErrorCode::kNotFound, fmt::format("there is no model file {}: give a GGUF file with -m", given));
   }
   const std::string from_environment = environment("FASA_MODEL");
   if (!from_environment.empty()) {
     if (is_file(from_environment)) return from_environment;
-    throw Error(ErrorCode::kNotFound,
-                fmt::format("FASA_MODEL names {}, which is no file: correct it, or give a GGUF "
-                            "file with -m",
-                            from_environment));
+    throw Error(ErrorCode::kNotFound, fmt::format("FASA_MODEL names {}, which is no file: correct it, or give a GGUF "
+                                                  "file with -m",
+                                                  from_environment));
   }
   const fs::path here = executable_dir();
   for (const char* dir : {"../../deps/models", "../share/fasa/models"}) {
-    if (is_file(here / dir / kDemoModel)) return fs::weakly_canonical(here / dir / kDemoModel);
+    if (is_file(here / dir / kDemoModel)) return (here / dir / kDemoModel).lexically_normal();
   }
   throw Error(ErrorCode::kNotFound,
               "no model given and the demo's is not here: give a GGUF file with -m, or run "
@@ -102,10 +99,9 @@ std::string profile_path_beside(const std::string& model) {
 std::string find_profile(const std::string& given, const std::string& model) {
   if (!given.empty()) {
     if (is_file(given)) return given;
-    throw Error(ErrorCode::kNotFound,
-                fmt::format("there is no profile {}: make it with `fasa calibrate -m {} --text "
-                            "SOME-LONG-TEXT.txt -o {}`",
-                            given, model, given));
+    throw Error(ErrorCode::kNotFound, fmt::format("there is no profile {}: make it with `fasa calibrate -m {} --text "
+                                                  "SOME-LONG-TEXT.txt -o {}`",
+                                                  given, model, given));
   }
   const std::string beside = profile_path_beside(model);
   const std::string local = fs::path(beside).filename().string();
