@@ -49,19 +49,23 @@ struct PagedShape {
   int32_t page_size = 0;     // tokens of a block, 1..256
   PagedKvType kv_type = PagedKvType::kBF16;
   PagedIndexType index_type = PagedIndexType::kI8;
-  int32_t index_dims = 0;              // dims of a key in the index: 2 * N_tip, even
-  int32_t fcs_per_query_head = 0;      // 1: num_planes = num_q_heads, 0: num_kv_heads
-  int32_t tokens_per_query_head = 0;   // 1: num_sets = num_q_heads, 0: num_kv_heads
-  int32_t budget = 0;                  // >= 1, sinks and recent included
+  int32_t index_dims = 0;             // dims of a key in the index: 2 * N_tip, even
+  int32_t fcs_per_query_head = 0;     // 1: num_planes = num_q_heads, 0: num_kv_heads
+  int32_t tokens_per_query_head = 0;  // 1: num_sets = num_q_heads, 0: num_kv_heads
+  int32_t budget = 0;                 // >= 1, sinks and recent included
   int32_t sinks = 0;
-  int32_t recent = 0;                  // sinks + recent <= budget
-  int64_t max_length = 0;              // no sequence is ever longer: < 2^31
+  int32_t recent = 0;      // sinks + recent <= budget
+  int64_t max_length = 0;  // no sequence is ever longer: < 2^31
 
-  int32_t group() const { return num_q_heads / num_kv_heads; }
-  int32_t num_planes() const { return fcs_per_query_head != 0 ? num_q_heads : num_kv_heads; }
-  int32_t num_sets() const { return tokens_per_query_head != 0 ? num_q_heads : num_kv_heads; }
+  constexpr int32_t group() const { return num_q_heads / num_kv_heads; }
+  constexpr int32_t num_planes() const { return fcs_per_query_head != 0 ? num_q_heads : num_kv_heads; }
+  constexpr int32_t num_sets() const { return tokens_per_query_head != 0 ? num_q_heads : num_kv_heads; }
   // Bytes of the index of one token and plane: index_dims * (2, 1, 1, 1/2).
-  int64_t index_row_bytes() const;
+  constexpr int64_t index_row_bytes() const {
+    return index_type == PagedIndexType::kBF16 ? 2 * index_dims
+           : index_type == PagedIndexType::kI4 ? index_dims / 2
+                                               : index_dims;
+  }
 };
 
 // Row (block, head, token) lies at data + block * block_stride + head * head_stride +
@@ -89,7 +93,7 @@ struct PagedArgs {
   PagedRows v_new;  // null exactly where k_new is
   PagedCache k;     // [num_blocks, num_kv_heads, page_size, head_dim]
   PagedCache v;
-  PagedCache index;  // [num_blocks, num_planes, page_size, index_row_bytes]
+  PagedCache index;                      // [num_blocks, num_planes, page_size, index_row_bytes]
   const int32_t* block_table = nullptr;  // [num_seqs, block_table_stride]: block of each page
   int64_t block_table_stride = 0;        // entries, >= ceil(max_length / page_size)
   const int32_t* lengths = nullptr;      // [num_seqs], after the append
@@ -99,8 +103,8 @@ struct PagedArgs {
   float softcap = 0.0F;                  // 0: none
   const float* sink_logits = nullptr;    // [num_q_heads] or null
   PagedRows out;                         // [num_seqs, num_query_tokens, num_q_heads, head_dim]
-  float* lse = nullptr;       // [num_seqs, num_query_tokens, num_q_heads] or null
-  int32_t* kept = nullptr;    // [num_seqs, num_query_tokens, num_sets, budget] or null; unused: -1
+  float* lse = nullptr;                  // [num_seqs, num_query_tokens, num_q_heads] or null
+  int32_t* kept = nullptr;               // [num_seqs, num_query_tokens, num_sets, budget] or null; unused: -1
 };
 
 // The device that a plan is for.
@@ -140,6 +144,8 @@ int64_t paged_bytes(const PagedShape& shape, const int32_t* lengths);
 
 // Pure. Throws as check(shape).
 PagedPlan paged_plan(const PagedShape& shape, const PagedDevice& device);
+// The rest of a fused plan whose score_ctas, score_threads, cluster and attend_threads are given (tuning).
+void complete_plan(const PagedShape& shape, PagedPlan& plan);
 // Empty, or why the fused path cannot do the shape on the device.
 std::string paged_fused_refusal(const PagedShape& shape, const PagedDevice& device);
 
@@ -187,7 +193,6 @@ void paged_select_ref(const PagedSelectArgs& args);
 PagedDevice paged_device(int32_t ordinal);
 void paged_decode_cuda(const PagedArgs& args, const PagedPlan& plan, void* workspace, void* stream);
 void paged_write_index_cuda(const PagedIndexArgs& args, void* stream);
-void paged_select_cuda(const PagedSelectArgs& args, const PagedSelectPlan& plan, void* workspace,
-                       void* stream);
+void paged_select_cuda(const PagedSelectArgs& args, const PagedSelectPlan& plan, void* workspace, void* stream);
 
 }  // namespace fasa::ops

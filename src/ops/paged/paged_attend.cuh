@@ -1,0 +1,221 @@
+// Launch 2 of the fused step: threshold over the pruned lists, attention over the kept rows, combine.
+//
+//   a = cap(scale * q.k), out = sum exp(a) v / (sum exp(a) + exp(sink)), lse = log of that
+//
+// Mapping: a cluster a row, a row being (sequence, query token, up to 8 query heads that keep the same
+//   tokens). Every CTA finds the threshold for itself (it saves an exchange) and takes every
+//   cluster-th kept token; a warp takes 16 of them at a time: q.k and p.v as m16n8k16 on the tensor
+//   cores with the heads in rows 0-7, K and V rows loaded once as 16-byte pieces, never staged. The
+//   CTAs' partial sums meet in distributed shared memory.
+// Memory: 2 * 2 * head_dim bytes a kept token and row, and the pruned lists (L2) once a CTA.
+// Numerics: f32 softmax with a running maximum; p is rounded to the type of V.
+// Ordering: the kept list is placed by counting, sums are in a fixed order: bit-identical.
+// Tried and dropped (docs/gpu.md): attention at 64 registers (spills).
+#pragma once
+
+#include "src/ops/paged/paged_exact.cuh"
+#include "src/ops/paged/paged_layout.h"
+
+namespace fasa::ops::paged {
+
+inline constexpr int kSelectBins = 1024;
+inline constexpr int kSelectTies = 128;
+
+struct SelectShared {
+  u32 hist[kSelectBins];
+  u32 sums[32];
+  u32 warps[32];
+  u32 ties[kSelectTies];
+  u32 highest;
+  u32 lowest;
+  u32 valid;
+  u32 dropped;
+  u32 num_ties;
+  u32 threshold;
+  u32 num_equal;
+
+  // Followed by a barrier.
+  __device__ void clear() {
+    for (int i = threadIdx.x; i < kSelectBins; i += blockDim.x) hist[i] = 0;
+    if (threadIdx.x == 0) {
+      highest = valid = dropped = num_ties = 0;
+      lowest = 0xFFFFFFFFU;
+    }
+  }
+};
+
+struct Threshold {
+  u32 key;    // kept: keys above it,
+  u32 equal;  // and this many equal to it, the first ones
+  u32 kept;   // in all
+  bool exact;  // no CTA kept back a key that may belong to them
+};
+
+// The `need` best of slots[0..count), shared memory. dropped: [ctas], global.
+__device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2* slots, int count,
+                                                    u32 need, const u32* dropped, int ctas) {
+  const int tid = threadIdx.x;
+  const int nt = blockDim.x;
+  const int lane = tid & 31;
+  u32 best = 0;
+  u32 least = 0xFFFFFFFFU;
+  u32 valid = 0;
+  u32 bound = 0;
+  for (int i = tid; i < ctas; i += nt) bound = max(bound, __ldcg(dropped + i));
+  for (int i = tid; i < count; i += nt) {
+    const u32 k = slots[i].x;
+    best = max(best, k);
+    least = min(least, k != 0 ? k : 0xFFFFFFFFU);
+    valid += k != 0 ? 1U : 0U;
+  }
+  best = __reduce_max_sync(kFullWarp, best);
+  least = __reduce_min_sync(kFullWarp, least);
+  valid = __reduce_add_sync(kFullWarp, valid);
+  bound = __reduce_max_sync(kFullWarp, bound);
+  if (lane == 0) {
+    atomicMax(&s.highest, best);
+    atomicMin(&s.lowest, least);
+    atomicAdd(&s.valid, valid);
+    atomicMax(&s.dropped, bound);
+  }
+  __syncthreads();
+  if (s.valid <= need) return {0, 0, s.valid, s.dropped == 0};
+  u32 from = s.lowest;
+  u32 to = s.highest;
+  u32 above = 0;
+  Threshold t = {0, 0, need, false};
+  while (true) {
+    const int shift = bin_shift(to - from, 10);
+    for (int i = tid; i < count; i += nt) {
+      const u32 k = slots[i].x;
+      if (k >= from && k <= to) atomicAdd(&s.hist[(k - from) >> shift], 1U);
+    }
+    __syncthreads();
+    for (int i = tid >> 5; i < 32; i += nt >> 5) {
+      const u32 sum = __reduce_add_sync(kFullWarp, s.hist[i * 32 + lane]);
+      if (lane == 0) s.sums[i] = sum;
+    }
+    __syncthreads();
+    const BinFound f = find_bin<32>(s.hist, s.sums, above, need);
+    const u32 first = from + (static_cast<u32>(f.bin) << shift);
+    const u32 last = min(to, first + ((1U << shift) - 1U));
+    const u32 inside = f.through - f.before;
+    if (f.through == need) {
+      t.key = first - 1U;
+      break;
+    }
+    if (shift == 0) {
+      t.key = first;
+      t.equal = need - f.before;
+      break;
+    }
+    if (inside <= kSelectTies) {
+      for (int i = tid; i < count; i += nt) {
+        const u32 k = slots[i].x;
+        if (k >= first && k <= last) s.ties[atomicAdd(&s.num_ties, 1U)] = k;
+      }
+      __syncthreads();
+      for (u32 i = tid; i < inside; i += nt) {
+        const u32 k = s.ties[i];
+        u32 greater = 0;
+        u32 same = 0;
+        for (u32 j = 0; j < inside; ++j) {
+          greater += s.ties[j] > k ? 1U : 0U;
+          same += s.ties[j] == k ? 1U : 0U;
+        }
+        const u32 want = need - f.before;
+        if (greater < want && greater + same >= want) {
+          s.threshold = k;
+          s.num_equal = want - greater;
+        }
+      }
+      __syncthreads();
+      t.key = s.threshold;
+      t.equal = s.num_equal;
+      break;
+    }
+    __syncthreads();
+    for (int i = tid; i < kSelectBins; i += nt) s.hist[i] = 0;
+    above = f.before;
+    from = first;
+    to = last;
+    __syncthreads();
+  }
+  t.exact = s.dropped < (t.equal != 0 ? t.key : t.key + 1U);
+  return t;
+}
+
+// Calls emit(token, place) for every kept slot; places 0..kept-1 in a fixed order.
+template <class Emit>
+__device__ __forceinline__ void emit_kept(u32* warps, const uint2* slots, int count,
+                                          const Threshold& t, const Emit& emit) {
+  const int tid = threadIdx.x;
+  const int nt = blockDim.x;
+  // Both counts in one word: above in the low half, equal in the high one (count < 2^16).
+  u32 mine = 0;
+  for (int i = tid; i < count; i += nt) {
+    const u32 k = slots[i].x;
+    mine += k > t.key ? 1U : (k == t.key && t.equal != 0) ? 0x10000U : 0U;
+  }
+  const int lane = tid & 31;
+  const int warp = tid >> 5;
+  u32 x = mine;
+#pragma unroll
+  for (int o = 1; o < 32; o <<= 1) {
+    const u32 y = __shfl_up_sync(kFullWarp, x, o);
+    if (lane >= o) x += y;
+  }
+  if (lane == 31) warps[warp] = x;
+  __syncthreads();
+  u32 place = x - mine;
+  for (int w = 0; w < warp; ++w) place += warps[w];
+  if (mine != 0) {
+    const u32 above = t.kept - t.equal;
+    for (int i = tid; i < count; i += nt) {
+      const uint2 e = slots[i];
+      if (e.x > t.key) {
+        emit(static_cast<int>(e.y), place & 0xFFFFU);
+        place += 1U;
+      } else if (e.x == t.key && t.equal != 0) {
+        if ((place >> 16) < t.equal) emit(static_cast<int>(e.y), above + (place >> 16));
+        place += 0x10000U;
+      }
+    }
+  }
+}
+
+template <bool kF16>
+__device__ __forceinline__ void mma_rows(float (&d)[4], u32 a0, u32 a2, u32 b0, u32 b1) {
+  if constexpr (kF16) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(0), "r"(a2), "r"(0), "r"(b0), "r"(b1));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(0), "r"(a2), "r"(0), "r"(b0), "r"(b1));
+  }
+}
+template <bool kF16>
+__device__ __forceinline__ u32 pack_pair(float x, float y) {
+  if constexpr (kF16) {
+    return static_cast<u32>(__half_as_ushort(__float2half_rn(x))) |
+           static_cast<u32>(__half_as_ushort(__float2half_rn(y))) << 16;
+  } else {
+    return static_cast<u32>(__bfloat16_as_ushort(__float2bfloat16_rn(x))) |
+           static_cast<u32>(__bfloat16_as_ushort(__float2bfloat16_rn(y))) << 16;
+  }
+}
+template <bool kF16>
+__device__ __forceinline__ unsigned short to_half(float x) {
+  return kF16 ? __half_as_ushort(__float2half_rn(x)) : __bfloat16_as_ushort(__float2bfloat16_rn(x));
+}
+
+static_assert(sizeof(SelectShared) <= kSelectSharedBytes);
+static_assert(sizeof(ExactShared) <= kSelectSharedBytes);
+
+}  // namespace fasa::ops::paged

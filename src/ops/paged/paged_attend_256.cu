@@ -1,0 +1,9 @@
+#include "src/ops/paged/paged_attend_kernel.cuh"
+
+namespace fasa::ops::paged {
+
+AttendKernel attend_kernel_256(bool is_f16) {
+  return is_f16 ? attend_kernel<256, true> : attend_kernel<256, false>;
+}
+
+}  // namespace fasa::ops::paged

@@ -1,0 +1,9 @@
+#include "src/ops/paged/paged_attend_kernel.cuh"
+
+namespace fasa::ops::paged {
+
+AttendKernel attend_kernel_64(bool is_f16) {
+  return is_f16 ? attend_kernel<64, true> : attend_kernel<64, false>;
+}
+
+}  // namespace fasa::ops::paged

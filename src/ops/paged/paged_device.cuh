@@ -1,0 +1,132 @@
+// What the kernels of the paged decode step share: PTX in one place, ordered keys, addresses.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "src/ops/paged/paged.h"
+
+namespace fasa::ops::paged {
+
+using u32 = uint32_t;
+
+// What every kernel of a step is given (under 4 KiB of parameters).
+struct StepParams {
+  PagedArgs a;
+  PagedPlan plan;
+  uint2* slots = nullptr;  // [score sets][score_ctas][plan.slots] (key, token), key 0: empty
+  u32* dropped = nullptr;  // [score sets][score_ctas] no key that the CTA kept back is above it
+  int32_t page_shift = -1;  // log2(page_size) where it is a power of two
+};
+
+// Programmatic dependent launch. wait: all that earlier kernels of the stream wrote is visible.
+// launch_dependents: the next kernel may start (its own wait still holds it back from our results).
+__device__ __forceinline__ void grid_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void grid_launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Index bytes are streamed once, and a later step's launch may overlap the writer of a neighbouring
+// row: L2 only, so that no stale line stays in L1.
+template <class T>
+__device__ __forceinline__ T load_stream(const void* p);
+template <>
+__device__ __forceinline__ u32 load_stream<u32>(const void* p) {
+  u32 v;
+  asm volatile("ld.global.cg.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+template <>
+__device__ __forceinline__ uint2 load_stream<uint2>(const void* p) {
+  uint2 v;
+  asm volatile("ld.global.cg.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  return v;
+}
+template <>
+__device__ __forceinline__ uint4 load_stream<uint4>(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.cg.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+__device__ __forceinline__ void prefetch_l2(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+__device__ __forceinline__ void copy_async16(void* shared, const void* global) {
+  const u32 s = static_cast<u32>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(s), "l"(global) : "memory");
+}
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+// Scores as unsigned keys in the same order; 0 is below every score and means "none".
+__device__ __forceinline__ u32 key_of(int s) { return static_cast<u32>(s) ^ 0x80000000U; }
+__device__ __forceinline__ u32 key_of(float s) {
+  const u32 b = __float_as_uint(s);
+  const u32 key = (b & 0x80000000U) != 0 ? ~b : (b | 0x80000000U);
+  return s == s ? key : 0U;
+}
+
+// A position's page and its place in it.
+struct Place {
+  int page;
+  int offset;
+};
+__device__ __forceinline__ Place place_of(const StepParams& p, int token) {
+  if (p.page_shift >= 0) {
+    return {token >> p.page_shift, token & (p.a.shape.page_size - 1)};
+  }
+  const int page = token / p.a.shape.page_size;
+  return {page, token - page * p.a.shape.page_size};
+}
+__device__ __forceinline__ int64_t cache_offset(const PagedCache& c, int block, int head,
+                                                int offset) {
+  return block * c.block_stride + head * c.head_stride + offset * c.token_stride;
+}
+__device__ __forceinline__ const char* row_at(const PagedRows& r, int seq, int token, int head) {
+  return static_cast<const char*>(r.data) + seq * r.seq_stride + token * r.token_stride +
+         head * r.head_stride;
+}
+
+template <class T>
+__device__ __forceinline__ float to_float(T v) {
+  return static_cast<float>(v);
+}
+// The 16-bit value at p, of the type of q.
+__device__ __forceinline__ float load_half(const void* p, bool is_f16) {
+  const unsigned short b = __ldg(static_cast<const unsigned short*>(p));
+  return is_f16 ? __half2float(__ushort_as_half(b)) : __uint_as_float(static_cast<u32>(b) << 16);
+}
+// The same past every cache that could hold it from before an earlier kernel's write.
+__device__ __forceinline__ float load_half_fresh(const void* p, bool is_f16) {
+  const unsigned short b = __ldcg(static_cast<const unsigned short*>(p));
+  return is_f16 ? __half2float(__ushort_as_half(b)) : __uint_as_float(static_cast<u32>(b) << 16);
+}
+
+// One value as an index code (paged.h, encode). `x` is already divided by the scale.
+__device__ __forceinline__ int encode_int(float x, float limit) {
+  return x == x ? __float2int_rn(fminf(fmaxf(x, -limit), limit)) : 0;
+}
+__device__ __forceinline__ u32 encode_fp8(float x) {
+  return x == x ? static_cast<u32>(__nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3)) : 0U;
+}
+__device__ __forceinline__ u32 encode_bf16(float x) {
+  const float m = 3.3895313892515355e38F;  // largest finite bf16
+  return x == x ? static_cast<u32>(
+                      __bfloat16_as_ushort(__float2bfloat16_rn(fminf(fmaxf(x, -m), m))))
+                : 0U;
+}
+
+}  // namespace fasa::ops::paged

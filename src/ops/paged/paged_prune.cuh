@@ -1,0 +1,236 @@
+// Exact pruning inside one CTA: of the keys that its threads hold, publish at least the `quota` best
+// and at most `slots`, and say which key bounds those kept back. A reader that finds the wanted
+// threshold above every CTA's bound knows that it has seen enough.
+//
+// The first cut looks at one value a thread, its best key: the quota-th best of these is at or below
+// the quota-th best key, and little is above it. Ranges narrow by 2^9 a round where more than `slots`
+// keys pass; only equal keys can still overflow, which the bound (all ones) then reports.
+//
+// Everything is placed by counting in thread order, so the same keys give the same bytes.
+#pragma once
+
+#include "src/ops/paged/paged_device.cuh"
+#include "src/ops/paged/paged_layout.h"
+
+namespace fasa::ops::paged {
+
+inline constexpr u32 kFullWarp = 0xFFFFFFFFU;
+
+struct BinFound {
+  int bin;      // -1: the counts never reach the target
+  u32 before;   // above the bin
+  u32 through;  // with the bin
+};
+
+// From the top bin down, where `above` plus the counts reaches `target`. Called by whole warps;
+// sums[i] is the sum of counts[32 * i ..+ 32].
+template <int kChunks>
+__device__ __forceinline__ BinFound find_bin(const u32* counts, const u32* sums, u32 above,
+                                             u32 target) {
+  const int lane = threadIdx.x & 31;
+  const u32 c = lane < kChunks ? sums[kChunks - 1 - lane] : 0U;
+  u32 x = c;
+#pragma unroll
+  for (int o = 1; o < 32; o <<= 1) {
+    const u32 y = __shfl_up_sync(kFullWarp, x, o);
+    if (lane >= o) x += y;
+  }
+  const u32 hit = __ballot_sync(kFullWarp, lane < kChunks && above + x >= target);
+  if (hit == 0) return {-1, 0, 0};
+  const int first = __ffs(hit) - 1;
+  const u32 base = above + __shfl_sync(kFullWarp, x - c, first);
+  const int chunk = kChunks - 1 - first;
+  const u32 d = counts[chunk * 32 + 31 - lane];
+  u32 y = d;
+#pragma unroll
+  for (int o = 1; o < 32; o <<= 1) {
+    const u32 z = __shfl_up_sync(kFullWarp, y, o);
+    if (lane >= o) y += z;
+  }
+  const int l = __ffs(__ballot_sync(kFullWarp, base + y >= target)) - 1;
+  const u32 through = base + __shfl_sync(kFullWarp, y, l);
+  const u32 count = __shfl_sync(kFullWarp, d, l);
+  return {chunk * 32 + 31 - l, through - count, through};
+}
+
+// Bits to drop from a difference so that it counts below 2^bits.
+__device__ __forceinline__ int bin_shift(u32 range, int bits) {
+  const int used = 32 - __clz(static_cast<int>(range));
+  return used > bits ? used - bits : 0;
+}
+
+// kSets selections at once: thread t works for set (t & (kSets - 1)).
+template <int kSets>
+struct PruneShared {
+  u32 hist[kSets * kPruneBins];
+  u32 sums[kSets * 16];
+  u32 warps[kSets * 16];
+  u32 highest[kSets];
+  u32 lowest[kSets];
+
+  // Followed by a barrier before the first prune.
+  __device__ void clear() {
+    for (int i = threadIdx.x; i < kSets * kPruneBins; i += blockDim.x) hist[i] = 0;
+    if (threadIdx.x < kSets) {
+      highest[threadIdx.x] = 0;
+      lowest[threadIdx.x] = 0xFFFFFFFFU;
+    }
+  }
+  __device__ void add_chunks() {
+    const int lane = threadIdx.x & 31;
+    for (int i = threadIdx.x >> 5; i < kSets * 16; i += blockDim.x >> 5) {
+      const u32 s = __reduce_add_sync(kFullWarp, hist[i * 32 + lane]);
+      if (lane == 0) sums[i] = s;
+    }
+  }
+  __device__ BinFound find(int set, u32 above, u32 target) const {
+    BinFound mine = find_bin<16>(hist, sums, __shfl_sync(kFullWarp, above, 0),
+                                 __shfl_sync(kFullWarp, target, 0));
+#pragma unroll
+    for (int s = 1; s < kSets; ++s) {
+      const BinFound other =
+          find_bin<16>(hist + s * kPruneBins, sums + s * 16, __shfl_sync(kFullWarp, above, s),
+                       __shfl_sync(kFullWarp, target, s));
+      if (s == set) mine = other;
+    }
+    return mine;
+  }
+};
+
+static_assert(sizeof(PruneShared<1>) <= kPruneSharedBytes1);
+static_assert(sizeof(PruneShared<4>) <= kPruneSharedBytes4);
+
+template <int kSets>
+__device__ __forceinline__ u32 sets_max(u32 v) {
+  if constexpr (kSets == 1) {
+    return __reduce_max_sync(kFullWarp, v);
+  } else {
+#pragma unroll
+    for (int o = kSets; o < 32; o <<= 1) v = max(v, __shfl_xor_sync(kFullWarp, v, o));
+    return v;
+  }
+}
+
+// Places of `mine` items a thread, counted in thread order within a set. Ends without a barrier:
+// `warps` may be written again after the next one.
+template <int kSets>
+__device__ __forceinline__ void place_items(PruneShared<kSets>& s, int set, u32 mine, u32& place,
+                                            u32& total) {
+  const int lane = threadIdx.x & 31;
+  const int warp = threadIdx.x >> 5;
+  u32 x = mine;
+#pragma unroll
+  for (int o = kSets; o < 32; o <<= 1) {
+    const u32 y = __shfl_up_sync(kFullWarp, x, o);
+    if (lane >= o) x += y;
+  }
+  if (lane >= 32 - kSets) s.warps[set * 16 + warp] = x;
+  __syncthreads();
+  place = x - mine;
+  total = 0;
+  for (int w = 0; w < static_cast<int>(blockDim.x >> 5); ++w) {
+    const u32 n = s.warps[set * 16 + w];
+    if (w < warp) place += n;
+    total += n;
+  }
+}
+
+// keys[i * blockDim.x + threadIdx.x], i < n: this thread's. `best`, `least` of them (0, all ones: none).
+// token(i): the position of the i-th. out: the set's slots, or null. dropped: the set's bound.
+template <int kSets, bool kFloatKeys, class TokenOf>
+__device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, int n, u32 best,
+                                      u32 least, u32 quota, u32 slots, uint2* out, u32* dropped,
+                                      const TokenOf& token) {
+  const int nt = blockDim.x;
+  const int tid = threadIdx.x;
+  const int lane = tid & 31;
+  const int set = tid & (kSets - 1);
+  const bool by_best = quota * 4 * kSets <= static_cast<u32>(nt);
+  {
+    const u32 low = by_best ? (best != 0 ? best : 0xFFFFFFFFU) : least;
+    const u32 h = sets_max<kSets>(best);
+    const u32 l = ~sets_max<kSets>(~low);
+    if (lane < kSets) {
+      atomicMax(&s.highest[lane], h);
+      atomicMin(&s.lowest[lane], l);
+    }
+  }
+  __syncthreads();
+  const u32 highest = s.highest[set];
+  u32 low = min(s.lowest[set], highest);
+  if (kFloatKeys && highest > 0x80000000U) {
+    // Keys of floats are spaced by their logarithm; do not spend the bins on those around zero.
+    low = max(low, key_of(__uint_as_float(highest ^ 0x80000000U) * 0.03125F));
+  }
+  int shift = bin_shift(highest - low, 9);
+  u32* hist = s.hist + set * kPruneBins;
+  if (by_best) {
+    if (best != 0) atomicAdd(&hist[best < low ? 0U : (best - low) >> shift], 1U);
+  } else {
+    for (int i = 0; i < n; ++i) {
+      const u32 k = keys[i * nt + tid];
+      if (k != 0) atomicAdd(&hist[k < low ? 0U : (k - low) >> shift], 1U);
+    }
+  }
+  __syncthreads();
+  s.add_chunks();
+  __syncthreads();
+  const BinFound first = s.find(set, 0, quota);
+  u32 threshold = first.bin <= 0 ? 1U : low + (static_cast<u32>(first.bin) << shift);
+
+  u32 mine = 0;
+  for (int i = 0; i < n; ++i) mine += keys[i * nt + tid] >= threshold ? 1U : 0U;
+  u32 place;
+  u32 total;
+  place_items<kSets>(s, set, mine, place, total);
+
+  u32 above = 0;
+  u32 from = threshold;
+  u32 to = highest;
+  bool stuck = false;
+  bool refined = false;
+  while (__syncthreads_or(total > slots && !stuck)) {
+    refined = true;
+    const bool active = total > slots && !stuck;
+    for (int i = tid; i < kSets * kPruneBins; i += nt) s.hist[i] = 0;
+    __syncthreads();
+    shift = bin_shift(to - from, 9);
+    if (active) {
+      for (int i = 0; i < n; ++i) {
+        const u32 k = keys[i * nt + tid];
+        if (k >= from && k <= to) atomicAdd(&hist[(k - from) >> shift], 1U);
+      }
+    }
+    __syncthreads();
+    s.add_chunks();
+    __syncthreads();
+    const BinFound f = s.find(set, above, quota);
+    if (active) {
+      threshold = from + (static_cast<u32>(f.bin) << shift);
+      total = f.through;
+      stuck = shift == 0;
+      above = f.before;
+      to = min(to, threshold + ((1U << shift) - 1U));
+      from = threshold;
+    }
+  }
+  if (refined) {
+    mine = 0;
+    for (int i = 0; i < n; ++i) mine += keys[i * nt + tid] >= threshold ? 1U : 0U;
+    place_items<kSets>(s, set, mine, place, total);
+  }
+  if (out == nullptr) return;
+  if (mine != 0) {
+    for (int i = 0; i < n; ++i) {
+      const u32 k = keys[i * nt + tid];
+      if (k >= threshold) {
+        if (place < slots) out[place] = make_uint2(k, static_cast<u32>(token(i)));
+        ++place;
+      }
+    }
+  }
+  for (u32 i = total + tid / kSets; i < slots; i += nt / kSets) out[i] = make_uint2(0, 0);
+  if (tid < kSets) *dropped = total > slots ? 0xFFFFFFFFU : threshold - 1U;
+}
+
+}  // namespace fasa::ops::paged

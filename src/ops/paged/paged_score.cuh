@@ -1,0 +1,359 @@
+// Launch 1 of the fused step: append + index the new tokens, score every token, prune.
+//
+//   S[h, t] = sum_d q[h, d] * code[t, d]     on the tensor cores, 16 tokens x 4 heads an instruction
+//
+// Mapping: score_ctas CTAs a row, a row being (sequence, query token, KV head [, quad of heads]).
+//   A row's tokens go round its CTAs 16 at a time, so that a hot window of neighbours spreads over all
+//   of them. A warp takes 4 such units at a time and has the next 4 in flight.
+// Memory: index_row_bytes a token, read once; a few hundred (key, token) pairs a CTA written.
+// Numerics: paged.h. Integer keys are exact.
+// Ordering: no atomics but counts, maxima and minima of integers: bit-identical from run to run.
+// Tried and dropped (docs/gpu.md): one histogram of the row in global memory and buckets of its bins;
+//   a histogram of all keys where one value a thread does.
+#pragma once
+
+#include "src/ops/paged/paged_codec.cuh"
+#include "src/ops/paged/paged_prune.cuh"
+
+namespace fasa::ops::paged {
+
+// Which heads, plane and set a score row is about.
+struct ScoreRow {
+  int seq;
+  int query;
+  int kv_head;
+  int plane;
+  int head0;   // first query head
+  int heads;   // how many
+  int set0;    // first set
+  bool writes_kv;     // appends K and V of kv_head
+  bool writes_index;  // appends the index of plane
+};
+
+template <int kSets>
+__device__ __forceinline__ ScoreRow score_row(const PagedShape& s, int row) {
+  ScoreRow r;
+  const int group = s.group();
+  const int quads = (group + 3) / 4;
+  const int rows = s.fcs_per_query_head != 0 ? s.num_q_heads
+                                             : s.num_kv_heads * (kSets == 1 ? 1 : quads);
+  const int token = row / rows;
+  const int x = row - token * rows;
+  r.seq = token / s.num_query_tokens;
+  r.query = token - r.seq * s.num_query_tokens;
+  const bool first = r.query == 0;
+  if (s.fcs_per_query_head != 0) {
+    r.head0 = r.plane = r.set0 = x;
+    r.heads = 1;
+    r.kv_head = x / group;
+    r.writes_kv = first && x % group == 0;
+    r.writes_index = first;
+  } else if (kSets == 1) {
+    r.kv_head = r.plane = r.set0 = x;
+    r.head0 = x * group;
+    r.heads = group;
+    r.writes_kv = r.writes_index = first;
+  } else {
+    r.kv_head = r.plane = x / quads;
+    const int quad = x - r.kv_head * quads;
+    r.head0 = r.set0 = r.kv_head * group + 4 * quad;
+    r.heads = min(4, group - 4 * quad);
+    r.writes_kv = r.writes_index = first && quad == 0;
+  }
+  return r;
+}
+
+// K and V rows of this sequence's new tokens, a warp a token.
+__device__ __forceinline__ void append_kv(const StepParams& p, const ScoreRow& r, int length) {
+  const PagedShape& s = p.a.shape;
+  const int warps = blockDim.x >> 5;
+  const int lane = threadIdx.x & 31;
+  const int chunks = s.head_dim / 8;
+  for (int i = warps - 1 - static_cast<int>(threadIdx.x >> 5); i < s.num_query_tokens; i += warps) {
+    const int position = length - s.num_query_tokens + i;
+    if (position < 0) continue;
+    const Place place = place_of(p, position);
+    const int block = __ldcg(p.a.block_table + r.seq * p.a.block_table_stride + place.page);
+    char* k = static_cast<char*>(p.a.k.data) +
+              cache_offset(p.a.k, block, r.kv_head, place.offset);
+    char* v = static_cast<char*>(p.a.v.data) +
+              cache_offset(p.a.v, block, r.kv_head, place.offset);
+    const char* from_k = row_at(p.a.k_new, r.seq, i, r.kv_head);
+    const char* from_v = row_at(p.a.v_new, r.seq, i, r.kv_head);
+    for (int c = lane; c < 2 * chunks; c += 32) {
+      const int o = (c < chunks ? c : c - chunks) * 16;
+      const uint4 x = __ldcg(reinterpret_cast<const uint4*>((c < chunks ? from_k : from_v) + o));
+      *reinterpret_cast<uint4*>((c < chunks ? k : v) + o) = x;
+    }
+  }
+}
+
+template <int kCount>
+__device__ __forceinline__ void load_dims(const int16_t* from, int (&to)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount / 4; ++i) {
+    const uint2 d = __ldg(reinterpret_cast<const uint2*>(from) + i);
+    to[4 * i] = static_cast<int>(d.x & 0xFFFFU);
+    to[4 * i + 1] = static_cast<int>(d.x >> 16);
+    to[4 * i + 2] = static_cast<int>(d.y & 0xFFFFU);
+    to[4 * i + 3] = static_cast<int>(d.y >> 16);
+  }
+}
+template <int kCount>
+__device__ __forceinline__ void load_floats(const float* from, float (&to)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount / 4; ++i) {
+    const float4 f = __ldg(reinterpret_cast<const float4*>(from) + i);
+    to[4 * i] = f.x;
+    to[4 * i + 1] = f.y;
+    to[4 * i + 2] = f.z;
+    to[4 * i + 3] = f.w;
+  }
+}
+
+template <class Codec, int kFrags, int kSets>
+__global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <= 8 ? 2 : 1)
+    score_kernel(const __grid_constant__ StepParams p) {
+  using Slice = typename Codec::Slice;
+  using Score = typename Codec::Score;
+  constexpr bool kFloat = sizeof(Score) == 4 && static_cast<Score>(0.5F) != static_cast<Score>(0);
+  constexpr int kLaneDims = Codec::kLaneDims;
+  constexpr int kKeys = kSets == 1 ? 2 : 8;  // of a thread and round
+  extern __shared__ __align__(16) u32 shared[];
+  auto& s = *reinterpret_cast<PruneShared<kSets>*>(shared);
+  u32* keys = shared + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4) / 4;
+  const PagedShape& shape = p.a.shape;
+  const int nt = blockDim.x;
+  const int tid = threadIdx.x;
+  const int lane = tid & 31;
+  const int warp = tid >> 5;
+  const int g = lane >> 2;
+  const int c = lane & 3;
+  const int ctas = gridDim.x;
+  const int rank = blockIdx.x;
+  const ScoreRow r = score_row<kSets>(shape, blockIdx.y);
+  s.clear();
+
+  grid_wait();
+  grid_launch_dependents();
+
+  const int length = __ldcg(p.a.lengths + r.seq);
+  const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
+  const int seen = length - shape.num_query_tokens + r.query + 1;
+  const bool appends = p.a.k_new.data != nullptr;
+  const int first_new = appends ? max(0, length - shape.num_query_tokens) : length;
+  // Scored: neither a sink nor recent. Nothing at all where every token is kept.
+  const bool scores = seen > shape.budget && shape.budget > shape.sinks + shape.recent;
+  const int lo = shape.sinks;
+  const int hi = scores ? seen - shape.recent : 0;
+  const int hi_old = min(hi, first_new);
+  const int units = hi_old > lo ? (hi_old + 15) >> 4 : 0;
+
+  const char* base = static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride +
+                     c * static_cast<int>(sizeof(Slice));
+  const bool whole_units = (shape.page_size & 15) == 0;
+  // Unit j of this warp's round: places of its tokens g and g + 8.
+  const auto unit_of = [&](int round, int j) {
+    return ((round * (nt >> 5) + warp) * 4 + j) * ctas + rank;
+  };
+  // Pages of whole units: one lookup a unit, made a round before its loads are.
+  const auto load_blocks = [&](int round, int (&blocks)[4]) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int unit = unit_of(round, j);
+      blocks[j] = whole_units && unit < units ? __ldcg(table + place_of(p, unit * 16).page) : 0;
+    }
+  };
+  const auto load_slices = [&](int round, const int (&blocks)[4], Slice (&v)[8]) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int unit = unit_of(round, j);
+      if (unit < units) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const Place place = place_of(p, min(unit * 16 + g + 8 * i, hi_old - 1));
+          const int block = whole_units ? blocks[j] : __ldcg(table + place.page);
+          v[2 * j + i] = load_stream<Slice>(base + block * p.a.index.block_stride +
+                                            place.offset * p.a.index.token_stride);
+        }
+      }
+    }
+  };
+
+  int blocks[4];
+  Slice now[8];
+  load_blocks(0, blocks);
+
+  load_slices(0, blocks, now);
+  load_blocks(1, blocks);
+  // Queries of column g (head g / 2 of a quad, high or low part) for this lane's dims.
+  const bool is_f16 = shape.kv_type == PagedKvType::kF16;
+  const int64_t dims0 = static_cast<int64_t>(r.plane) * (4 * kLaneDims) + c * kLaneDims;
+  float x[kFrags][kLaneDims];
+  float largest = 0;
+  {
+    int dim[kLaneDims];
+    load_dims<kLaneDims>(p.a.dims + dims0, dim);
+#pragma unroll
+    for (int f = 0; f < kFrags; ++f) {
+      const char* q =
+          row_at(p.a.q, r.seq, r.query, r.head0 + min(4 * f + (g >> 1), r.heads - 1));
+#pragma unroll
+      for (int i = 0; i < kLaneDims; ++i) x[f][i] = load_half_fresh(q + 2 * dim[i], is_f16);
+    }
+    float scale[kLaneDims];
+    load_floats<kLaneDims>(p.a.index_scale + dims0, scale);
+#pragma unroll
+    for (int f = 0; f < kFrags; ++f) {
+#pragma unroll
+      for (int i = 0; i < kLaneDims; ++i) {
+        x[f][i] = 4 * f + (g >> 1) < r.heads ? x[f][i] * scale[i] : 0.0F;
+        largest = fmaxf(largest, fabsf(x[f][i]));
+      }
+    }
+  }
+
+  const bool last = rank == ctas - 1;
+  if (last && appends && r.writes_kv) append_kv(p, r, length);
+
+  largest = __uint_as_float(__reduce_max_sync(kFullWarp, __float_as_uint(largest)));
+  const float inverse = Codec::query_limit() / fmaxf(largest, 1e-30F);
+  typename Codec::Query query[kFrags];
+#pragma unroll
+  for (int f = 0; f < kFrags; ++f) query[f] = Codec::query(x[f], inverse, (g & 1) != 0);
+
+  // The scores of head c (or the best of the row's heads) for tokens g and g + 8 of a tile.
+  const Score none = kFloat ? static_cast<Score>(-__int_as_float(0x7F800000))
+                            : static_cast<Score>(-2147483647 - 1);
+  const auto score_tile = [&](const Slice& v0, const Slice& v1, Score& s0, Score& s1) {
+    s0 = s1 = none;
+#pragma unroll
+    for (int f = 0; f < kFrags; ++f) {
+      Score t0;
+      Score t1;
+      Codec::scores(v0, v1, query[f], t0, t1);
+      if (4 * f + c < r.heads) {
+        s0 = f == 0 ? t0 : max(s0, t0);
+        s1 = f == 0 ? t1 : max(s1, t1);
+      }
+    }
+  };
+  const bool has_head = kSets == 1 || c < r.heads;
+  u32 best = 0;
+  u32 least = 0xFFFFFFFFU;
+  int n = 0;
+  const auto keep = [&](Score score, bool valid) {
+    const u32 key = valid ? key_of(score) : 0U;
+    keys[n * nt + tid] = key;
+    ++n;
+    best = max(best, key);
+    least = min(least, key != 0 ? key : 0xFFFFFFFFU);
+  };
+
+  // The new tokens' codes: slice c of token g, as the tensor cores want it and as memory has it.
+  int new_keys = 0;
+  if (last && appends && warp == 0 && (r.writes_index || hi > first_new)) {
+    const int position = length - shape.num_query_tokens + g;
+    const bool mine = g < shape.num_query_tokens && position >= 0;
+    int dim[kLaneDims];
+    float scale[kLaneDims];
+    float y[kLaneDims];
+    load_dims<kLaneDims>(p.a.dims + dims0, dim);
+    load_floats<kLaneDims>(p.a.index_scale + dims0, scale);
+    const char* k = row_at(p.a.k_new, r.seq, mine ? g : 0, r.kv_head);
+#pragma unroll
+    for (int i = 0; i < kLaneDims; ++i) {
+      y[i] = mine ? load_half_fresh(k + 2 * dim[i], is_f16) / scale[i] : 0.0F;
+    }
+    const Slice code = Codec::encode(y);
+    if (mine && r.writes_index) {
+      const Place place = place_of(p, position);
+      const int block = __ldcg(table + place.page);
+      *reinterpret_cast<Slice*>(static_cast<char*>(p.a.index.data) +
+                                cache_offset(p.a.index, block, r.plane, place.offset) +
+                                c * static_cast<int>(sizeof(Slice))) = code;
+    }
+    if (hi > first_new) {
+      Score s0;
+      Score s1;
+      score_tile(code, code, s0, s1);
+      if constexpr (kSets == 1) {
+        s0 = max(s0, __shfl_xor_sync(kFullWarp, s0, 1));
+        s0 = max(s0, __shfl_xor_sync(kFullWarp, s0, 2));
+      }
+      keep(s0, mine && has_head && (kSets != 1 || c == 0) && position >= lo && position < hi);
+      new_keys = 1;
+    }
+  }
+  __syncthreads();
+  if (!scores) return;
+
+  for (int round = 0; unit_of(round, 0) < units; ++round) {
+    Slice next[8];
+    load_slices(round + 1, blocks, next);
+    load_blocks(round + 2, blocks);
+    Score t[8];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) score_tile(now[2 * j], now[2 * j + 1], t[2 * j], t[2 * j + 1]);
+    if constexpr (kSets == 1) {
+      // Best over the four lanes of a token; lane c keeps unit c.
+      Score u[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const Score other = __shfl_xor_sync(kFullWarp, (c & 2) != 0 ? t[i] : t[4 + i], 2);
+        u[i] = max((c & 2) != 0 ? t[4 + i] : t[i], other);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const Score other = __shfl_xor_sync(kFullWarp, (c & 1) != 0 ? u[i] : u[2 + i], 1);
+        const int token = unit_of(round, c) * 16 + g + 8 * i;
+        keep(max((c & 1) != 0 ? u[2 + i] : u[i], other), token >= lo && token < hi_old);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int token = unit_of(round, i >> 1) * 16 + g + 8 * (i & 1);
+        keep(t[i], has_head && token >= lo && token < hi_old);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) now[i] = next[i];
+  }
+
+  const auto token_of = [&](int i) {
+    if (i < new_keys) return first_new + g;
+    const int k = i - new_keys;
+    const int round = k / kKeys;
+    const int x_ = k % kKeys;
+    return kSets == 1 ? unit_of(round, c) * 16 + g + 8 * x_
+                      : unit_of(round, x_ >> 1) * 16 + g + 8 * (x_ & 1);
+  };
+  const int set = r.set0 + (kSets == 1 ? 0 : c);
+  const int64_t where =
+      ((static_cast<int64_t>(r.seq) * shape.num_query_tokens + r.query) * shape.num_sets() +
+       (has_head ? set : r.set0)) *
+          ctas +
+      rank;
+  prune<kSets, kFloat>(s, keys, n, best, least, p.plan.quota, p.plan.slots,
+                       has_head ? p.slots + where * p.plan.slots : nullptr, p.dropped + where,
+                       token_of);
+}
+
+using ScoreKernel = void (*)(const StepParams);
+
+// The kernel of an index type for `frags` quads of heads scored together (1, 2, 4), or 4 sets at
+// once (sets = 4); null where there is none. One source file a type.
+ScoreKernel score_kernel_bf16(int dims, int frags, int sets);
+ScoreKernel score_kernel_fp8(int dims, int frags, int sets);
+ScoreKernel score_kernel_int8(int dims, int frags, int sets);
+ScoreKernel score_kernel_int4(int dims, int frags, int sets);
+
+template <class Codec>
+ScoreKernel pick_score_kernel(int frags, int sets) {
+  if (sets == 4) return score_kernel<Codec, 1, 4>;
+  if (frags == 1) return score_kernel<Codec, 1, 1>;
+  if (frags == 2) return score_kernel<Codec, 2, 1>;
+  return score_kernel<Codec, 4, 1>;
+}
+
+}  // namespace fasa::ops::paged

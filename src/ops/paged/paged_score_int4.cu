@@ -1,0 +1,12 @@
+#include "src/ops/paged/paged_score.cuh"
+
+namespace fasa::ops::paged {
+
+ScoreKernel score_kernel_int4(int dims, int frags, int sets) {
+  constexpr auto kType = PagedIndexType::kI4;
+  if (dims == 32) return pick_score_kernel<Codec<kType, 32>>(frags, sets);
+  if (dims == 64) return pick_score_kernel<Codec<kType, 64>>(frags, sets);
+  return nullptr;
+}
+
+}  // namespace fasa::ops::paged
