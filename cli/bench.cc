@@ -39,8 +39,7 @@ struct Sample {
 };
 
 double milliseconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
-      .count();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
 
 // Random tokens that stand for text: no control tokens. The same for the same model.
@@ -49,8 +48,7 @@ std::vector<llama_token> random_tokens(const Model& model, int64_t count) {
   uint64_t state = 1;
   while (static_cast<int64_t>(tokens.size()) < count) {
     state = state * 6364136223846793005u + 1442695040888963407u;
-    const auto token =
-        static_cast<llama_token>((state >> 33) % static_cast<uint64_t>(model.vocab_size()));
+    const auto token = static_cast<llama_token>((state >> 33) % static_cast<uint64_t>(model.vocab_size()));
     if (!llama_vocab_is_control(model.vocab(), token)) tokens.push_back(token);
   }
   return tokens;
@@ -63,11 +61,9 @@ class Bench {
         session_(
             options.common,
             [&](const Model&) {
-              const int64_t deepest =
-                  *std::max_element(options.depths.begin(), options.depths.end());
-              return ContextOptions{
-                  deepest + std::max(kPrefillSample, std::max(options.tokens, kWarmUp)),
-                  num_threads(options.common), 1};
+              const int64_t deepest = *std::max_element(options.depths.begin(), options.depths.end());
+              return ContextOptions{deepest + std::max(kPrefillSample, std::max(options.tokens, kWarmUp)),
+                                    num_threads(options.common), 1};
             },
             Session::Full::kShared),
         tokens_(random_tokens(session_.model(), session_.reference().capacity())) {}
@@ -76,9 +72,8 @@ class Bench {
     const int32_t trained = session_.model().trained_context();
     std::vector<int64_t> depths = options_.depths;
     std::sort(depths.begin(), depths.end());
-    say(fmt::format("{}, {} threads, {} rounds of {} tokens for each policy in turn",
-                    session_.model().path(), num_threads(options_.common), options_.rounds,
-                    options_.tokens));
+    say(fmt::format("{}, {} threads, {} rounds of {} tokens for each policy in turn", session_.model().path(),
+                    num_threads(options_.common), options_.rounds, options_.tokens));
     for (const int64_t depth : depths) {
       if (depth > trained) {
         say(
@@ -96,8 +91,7 @@ class Bench {
     LlamaContext& reference = session_.reference();
     const int64_t held = reference.size();
     Progress progress(fmt::format("prefill to depth {}", depth), depth - held);
-    const auto tokens =
-        std::span(tokens_).subspan(static_cast<size_t>(held), static_cast<size_t>(depth - held));
+    const auto tokens = std::span(tokens_).subspan(static_cast<size_t>(held), static_cast<size_t>(depth - held));
     reference.prefill(tokens, [&](int64_t done) { progress.update(done); });
     for (const Lane& lane : session_.lanes()) {
       if (lane.context != &reference) lane.context->copy_from(reference);
@@ -105,8 +99,7 @@ class Bench {
   }
 
   double prefill_speed(Lane& lane, int64_t depth) {
-    const auto tokens =
-        std::span(tokens_).subspan(static_cast<size_t>(depth), static_cast<size_t>(kPrefillSample));
+    const auto tokens = std::span(tokens_).subspan(static_cast<size_t>(depth), static_cast<size_t>(kPrefillSample));
     const auto start = std::chrono::steady_clock::now();
     lane.context->prefill(tokens);
     const double ms = milliseconds_since(start);
@@ -134,9 +127,8 @@ class Bench {
       for (size_t turn = 0; turn < lanes.size(); ++turn) {
         // Every other round backwards, so that drift of the machine falls on all alike.
         const size_t i = round % 2 == 0 ? turn : lanes.size() - 1 - turn;
-        samples[i].read = session_.measure(lanes[i], [&] {
-          return decode(lanes[i], depth, options_.tokens, &samples[i].token_ms);
-        });
+        samples[i].read =
+            session_.measure(lanes[i], [&] { return decode(lanes[i], depth, options_.tokens, &samples[i].token_ms); });
       }
     }
     for (size_t i = 0; i < lanes.size(); ++i) {
@@ -185,16 +177,14 @@ class Bench {
                                    ? lane.policy
                                    : fmt::format("{} {}", lane.policy, lane.settings.budget);
       if (!header_) {
-        fmt::print("{:>7}  {:<12} {:>9} {:>17} {:>9} {:>8} {:>13} {:>11} {:>10}\n", "depth",
-                   "policy", "tokens/s", "[p10, p90]", "ms/token", "speedup", "KV read/token",
-                   "index", "prefill/s");
+        fmt::print("{:>7}  {:<12} {:>9} {:>17} {:>9} {:>8} {:>13} {:>11} {:>10}\n", "depth", "policy", "tokens/s",
+                   "[p10, p90]", "ms/token", "speedup", "KV read/token", "index", "prefill/s");
         header_ = true;
       }
-      fmt::print("{:>7}  {:<12} {:>9.1f} {:>17} {:>9.2f} {:>8} {:>13} {:>11} {:>10.0f}\n", depth,
-                 name, 1000 / ms, fmt::format("[{:.1f}, {:.1f}]", p10, p90), ms,
+      fmt::print("{:>7}  {:<12} {:>9.1f} {:>17} {:>9.2f} {:>8} {:>13} {:>11} {:>10.0f}\n", depth, name, 1000 / ms,
+                 fmt::format("[{:.1f}, {:.1f}]", p10, p90), ms,
                  full_ms > 0 ? fmt::format("{:.2f}x", full_ms / ms) : "-", human_bytes(read),
-                 lane.index_bytes > 0 ? human_bytes(static_cast<double>(lane.index_bytes)) : "-",
-                 prefill);
+                 lane.index_bytes > 0 ? human_bytes(static_cast<double>(lane.index_bytes)) : "-", prefill);
       std::fflush(stdout);
     }
   }
@@ -209,9 +199,8 @@ class Bench {
 
 void add_bench_command(CLI::App& app) {
   auto options = std::make_shared<BenchOptions>();
-  CLI::App* command = app.add_subcommand(
-      "bench",
-      "Tokens per second against context depth, llama.cpp's attention and FASA in one run");
+  CLI::App* command =
+      app.add_subcommand("bench", "Tokens per second against context depth, llama.cpp's attention and FASA in one run");
   add_common_options(*command, options->common, Arity::kList, Arity::kList, "full,fasa");
   command->add_option("-d,--depth", options->depths, "Tokens in the context before decoding")
       ->delimiter(',')

@@ -41,39 +41,34 @@ std::string output_path(const CalibrateOptions& options, const std::string& mode
   const auto writable = [](const fs::path& path) {
     const fs::path dir = path.has_parent_path() ? path.parent_path() : fs::path(".");
     std::error_code ignored;
-    return fs::is_directory(dir, ignored) && access(dir.c_str(), W_OK) == 0 &&
-           !fs::is_directory(path, ignored);
+    return fs::is_directory(dir, ignored) && access(dir.c_str(), W_OK) == 0 && !fs::is_directory(path, ignored);
   };
   if (!options.output.empty()) {
     if (writable(options.output)) return options.output;
     throw Error(ErrorCode::kIo,
-                fmt::format("the profile cannot be written to {}: choose another place with -o",
-                            options.output));
+                fmt::format("the profile cannot be written to {}: choose another place with -o", options.output));
   }
   const fs::path beside = profile_path_beside(model);
   if (writable(beside)) return beside.string();
   const fs::path local = beside.filename();
   if (!writable(local)) {
-    throw Error(ErrorCode::kIo,
-                fmt::format("neither {} nor the current directory can be written to: choose a "
-                            "place for the profile with -o",
-                            beside.string()));
+    throw Error(ErrorCode::kIo, fmt::format("neither {} nor the current directory can be written to: choose a "
+                                            "place for the profile with -o",
+                                            beside.string()));
   }
   say(fmt::format("The model's directory is read-only: the profile goes to ./{}", local.string()));
   return local.string();
 }
 
 void check_numbers(const CalibrateOptions& options) {
-  const auto refuse = [](const std::string& what) {
-    throw Error(ErrorCode::kInvalidArgument, what);
-  };
+  const auto refuse = [](const std::string& what) { throw Error(ErrorCode::kInvalidArgument, what); };
   if (options.context < kMinContext || options.context > (int64_t{1} << 24)) {
-    refuse(fmt::format("--context {} is outside {}..{}: 4096 is a good choice", options.context,
-                       kMinContext, int64_t{1} << 24));
+    refuse(fmt::format("--context {} is outside {}..{}: 4096 is a good choice", options.context, kMinContext,
+                       int64_t{1} << 24));
   }
   if (options.queries < 1 || options.queries > options.context / 4) {
-    refuse(fmt::format("--queries {} is outside 1..{}, a quarter of the context: 32 is enough",
-                       options.queries, options.context / 4));
+    refuse(fmt::format("--queries {} is outside 1..{}, a quarter of the context: 32 is enough", options.queries,
+                       options.context / 4));
   }
   if (options.windows < 0 || options.windows > 4096) {
     refuse(fmt::format("--windows {} is outside 1..4096", options.windows));
@@ -117,51 +112,44 @@ void run_calibrate(const CalibrateOptions& options) {
   const std::string output = output_path(options, model_path);
   start_llama(options.verbose);
   const Model model(model_path);
-  const auto windows =
-      choose_windows(texts, options.windows, options.context,
-                     [&](const std::string& text) { return model.tokenize(text, true, false); });
+  const auto windows = choose_windows(texts, options.windows, options.context,
+                                      [&](const std::string& text) { return model.tokenize(text, true, false); });
   CommonOptions common;
   common.threads = options.threads;
   const int threads = num_threads(common);
   if (!options.json) {
     say(fmt::format("Calibrating {} on {} window{} of {} tokens, {} queries each, {} thread{}",
-                    fs::path(model_path).filename().string(), windows.size(),
-                    windows.size() == 1 ? "" : "s", options.context, options.queries, threads,
-                    threads == 1 ? "" : "s"));
+                    fs::path(model_path).filename().string(), windows.size(), windows.size() == 1 ? "" : "s",
+                    options.context, options.queries, threads, threads == 1 ? "" : "s"));
   }
   const Profile profile = calibrate(options, model, threads, windows);
   save_profile(profile, output);
   int64_t measured = 0;
   for (const LayerProfile& layer : profile.layers) measured += layer.measures.empty() ? 0 : 1;
   if (options.json) {
-    const nlohmann::ordered_json row = {
-        {"profile", output},
-        {"model", model_path},
-        {"layers", profile.layers.size()},
-        {"layers_measured", measured},
-        {"windows", windows.size()},
-        {"context", options.context},
-        {"queries", static_cast<int64_t>(windows.size()) * options.queries},
-        {"threads", threads}};
+    const nlohmann::ordered_json row = {{"profile", output},
+                                        {"model", model_path},
+                                        {"layers", profile.layers.size()},
+                                        {"layers_measured", measured},
+                                        {"windows", windows.size()},
+                                        {"context", options.context},
+                                        {"queries", static_cast<int64_t>(windows.size()) * options.queries},
+                                        {"threads", threads}};
     fmt::print("{}\n", row.dump());
     return;
   }
-  say(fmt::format("Wrote {}: {} of {} layers measured{}. Look at it: fasa inspect {}", output,
-                  measured, profile.layers.size(),
-                  measured == static_cast<int64_t>(profile.layers.size())
-                      ? ""
-                      : " (the others have a sliding window)",
-                  output));
+  say(fmt::format(
+      "Wrote {}: {} of {} layers measured{}. Look at it: fasa inspect {}", output, measured, profile.layers.size(),
+      measured == static_cast<int64_t>(profile.layers.size()) ? "" : " (the others have a sliding window)", output));
 }
 
 }  // namespace
 
 void add_calibrate_command(CLI::App& app) {
   auto options = std::make_shared<CalibrateOptions>();
-  CLI::App* command = app.add_subcommand(
-      "calibrate", "Find a model's dominant frequency chunks from any text; writes its profile");
-  command->add_option("-m,--model", options->model,
-                      "GGUF model (default: FASA_MODEL, else the demo's SmolLM2-135M)");
+  CLI::App* command =
+      app.add_subcommand("calibrate", "Find a model's dominant frequency chunks from any text; writes its profile");
+  command->add_option("-m,--model", options->model, "GGUF model (default: FASA_MODEL, else the demo's SmolLM2-135M)");
   command
       ->add_option("--text", options->texts,
                    "Text files to read; any long prose, code or dialogue serves, and only as much "
@@ -173,9 +161,7 @@ void add_calibrate_command(CLI::App& app) {
   command->add_option("--context", options->context, "Tokens of a window")->capture_default_str();
   command->add_option("--windows", options->windows,
                       "Windows, spread evenly over the text (default: 4, or as many as fit)");
-  command
-      ->add_option("--queries", options->queries,
-                   "Decode positions measured in the last quarter of each window")
+  command->add_option("--queries", options->queries, "Decode positions measured in the last quarter of each window")
       ->capture_default_str();
   command->add_option("-t,--threads", options->threads, "Threads (default: the physical cores)");
   command->add_flag("--json", options->json, "Print a summary as one JSON object on stdout");

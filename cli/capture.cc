@@ -24,9 +24,8 @@ constexpr int64_t kBatch = 512;
 class HostBytes {
  public:
   explicit HostBytes(const ggml_tensor& tensor) {
-    const ggml_backend_buffer_t buffer = tensor.buffer != nullptr || tensor.view_src == nullptr
-                                             ? tensor.buffer
-                                             : tensor.view_src->buffer;
+    const ggml_backend_buffer_t buffer =
+        tensor.buffer != nullptr || tensor.view_src == nullptr ? tensor.buffer : tensor.view_src->buffer;
     if (buffer == nullptr || ggml_backend_buffer_is_host(buffer)) {
       data_ = static_cast<std::byte*>(tensor.data);
       return;
@@ -68,8 +67,7 @@ std::optional<int32_t> numbered(const char* name, const char* prefix, const char
 enum class Visible { kCausal, kWindowed, kOther };
 
 // What the mask lets token `token`, at `position` of a fresh context, see.
-Visible visible_rows(const ggml_tensor& mask, const std::byte* data, int64_t token,
-                     int64_t position) {
+Visible visible_rows(const ggml_tensor& mask, const std::byte* data, int64_t token, int64_t position) {
   const auto type = dtype_of(mask.type);
   if (!type) return Visible::kOther;
   const std::byte* row = data + token * static_cast<int64_t>(mask.nb[1]);
@@ -112,10 +110,9 @@ Capture::Capture(const Model& model, const CaptureSettings& settings)
   params.cb_eval_user_data = this;
   context_.reset(llama_init_from_model(model.get(), params));
   if (!context_) {
-    throw Error(ErrorCode::kOutOfMemory,
-                fmt::format("llama.cpp cannot create a context of {} tokens: choose a smaller "
-                            "--context",
-                            settings.context));
+    throw Error(ErrorCode::kOutOfMemory, fmt::format("llama.cpp cannot create a context of {} tokens: choose a smaller "
+                                                     "--context",
+                                                     settings.context));
   }
 }
 
@@ -137,8 +134,7 @@ void Capture::check_settings(const Model& model) {
     case LLAMA_ROPE_TYPE_NONE:
       unsupported(fmt::format("its architecture {} has no rotary position embeddings", arch));
     default:
-      unsupported(
-          fmt::format("its architecture {} rotates by several positions at once (M-RoPE)", arch));
+      unsupported(fmt::format("its architecture {} rotates by several positions at once (M-RoPE)", arch));
   }
   if (number(".attention.kv_lora_rank", 0) > 0) {
     unsupported("its K cache is latent (MLA), so keys have no frequency chunks");
@@ -167,8 +163,7 @@ RopeSpec Capture::rope(int64_t head_dim) const {
   return spec;
 }
 
-void Capture::add_window(std::span<const llama_token> tokens,
-                         const std::function<void(double)>& progress) {
+void Capture::add_window(std::span<const llama_token> tokens, const std::function<void(double)>& progress) {
   llama_memory_clear(llama_get_memory(context_.get()), true);
   const auto size = static_cast<int64_t>(tokens.size());
   std::vector<int64_t> positions;
@@ -184,8 +179,8 @@ void Capture::add_window(std::span<const llama_token> tokens,
       if (p >= begin && p < begin + count) batch_queries_.push_back({p - begin, p});
     }
     layers_read_ = 0;
-    const double share = static_cast<double>(batch_queries_.size()) /
-                         static_cast<double>(2 * settings_.queries * num_layers_);
+    const double share =
+        static_cast<double>(batch_queries_.size()) / static_cast<double>(2 * settings_.queries * num_layers_);
     layer_done_ = [&] { progress(done += share); };
     const llama_batch batch =
         llama_batch_get_one(const_cast<llama_token*>(&tokens[begin]), static_cast<int32_t>(count));
@@ -233,16 +228,14 @@ void Capture::remember_norm(const ggml_tensor& node) {
 Capture::Layer& Capture::layer_of(const ggml_tensor& q, const ggml_tensor& k) {
   const ggml_tensor* root = k.view_src != nullptr ? k.view_src : &k;
   const auto number = numbered(root->name, "cache_k_l", "");
-  if (!number)
-    unsupported(fmt::format("its attention reads '{}', not llama.cpp's K cache", root->name));
+  if (!number) unsupported(fmt::format("its attention reads '{}', not llama.cpp's K cache", root->name));
   const auto at = layers_.find(*number);
   if (at != layers_.end()) return at->second;
   const RopeSpec spec = rope(q.ne[0]);
   const auto q_heads = static_cast<int32_t>(q.ne[2]);
   const auto kv_heads = static_cast<int32_t>(k.ne[2]);
   return layers_
-      .emplace(*number, Layer{q_heads, kv_heads, spec, false,
-                              calibrate::LayerStatistics(q_heads, kv_heads, spec)})
+      .emplace(*number, Layer{q_heads, kv_heads, spec, false, calibrate::LayerStatistics(q_heads, kv_heads, spec)})
       .first->second;
 }
 
@@ -253,8 +246,7 @@ void Capture::read_attention(const ggml_tensor& node) {
   const ggml_tensor& k = *node.src[1];
   const ggml_tensor* mask = node.src[3];
   const auto k_type = dtype_of(k.type);
-  if (q.type != GGML_TYPE_F32 || !k_type || mask == nullptr || q.ne[3] != 1 || k.ne[3] != 1 ||
-      q.ne[0] != k.ne[0]) {
+  if (q.type != GGML_TYPE_F32 || !k_type || mask == nullptr || q.ne[3] != 1 || k.ne[3] != 1 || q.ne[0] != k.ne[0]) {
     unsupported("its attention has operands of a form unknown here");
   }
   Layer& layer = layer_of(q, k);

@@ -26,17 +26,14 @@ struct Answer {
   double kv_bytes = 0;
 };
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 std::string lane_name(const Lane& lane) {
   if (lane.settings.kind == PolicyKind::kFull) return "full";
   return fmt::format("{}, budget {}", lane.policy, lane.settings.budget);
 }
 
-Answer decode_lane(const RunOptions& options, Session& session, Lane& lane,
-                   const std::vector<llama_token>& prompt) {
+Answer decode_lane(const RunOptions& options, Session& session, Lane& lane, const std::vector<llama_token>& prompt) {
   fmt::print("--- {}\n", lane_name(lane));
   Answer answer;
   Sampler sampler(options.sampling);
@@ -49,21 +46,19 @@ Answer decode_lane(const RunOptions& options, Session& session, Lane& lane,
   });
   if (answer.generation.stopped) return answer;
   answer.read = session.measure(lane, [&] {
-    answer.generation = generate(session.model(), *lane.context, sampler, options.limit,
-                                 options.ignore_end, [](const std::string& piece) {
+    answer.generation = generate(session.model(), *lane.context, sampler, options.limit, options.ignore_end,
+                                 [](const std::string& piece) {
                                    std::fputs(piece.c_str(), stdout);
                                    std::fflush(stdout);
                                  });
     return static_cast<int64_t>(answer.generation.token_ms.size());
   });
-  answer.kv_bytes =
-      lane.context->kv_bytes_of(session.model(), static_cast<double>(lane.context->size()));
+  answer.kv_bytes = lane.context->kv_bytes_of(session.model(), static_cast<double>(lane.context->size()));
   fmt::print("\n\n");
   return answer;
 }
 
-void print_row(const std::string& label, const std::string& full, const std::string& other,
-               const std::string& note) {
+void print_row(const std::string& label, const std::string& full, const std::string& other, const std::string& note) {
   fmt::print("{:<26} {:>14} {:>18}   {}\n", label, full, other, note);
 }
 
@@ -72,19 +67,17 @@ std::string speed(const Answer& answer) {
   return fmt::format("{:.1f}", 1000 / quantile(answer.generation.token_ms, 0.5));
 }
 
-void print_table(const Session& session, const std::vector<Lane>& lanes,
-                 const std::vector<Answer>& answers, double prefill_seconds) {
+void print_table(const Session& session, const std::vector<Lane>& lanes, const std::vector<Answer>& answers,
+                 double prefill_seconds) {
   const Answer& full = answers[0];
   const Answer& other = answers[1];
   const auto read = [](const Answer& answer) {
-    return answer.generation.token_ms.empty() ? std::string("-")
-                                              : human_bytes(answer.read.kv + answer.read.index);
+    return answer.generation.token_ms.empty() ? std::string("-") : human_bytes(answer.read.kv + answer.read.index);
   };
   print_row("", lane_name(lanes[0]), lane_name(lanes[1]), "");
   std::string note;
   if (!full.generation.token_ms.empty() && !other.generation.token_ms.empty()) {
-    note = fmt::format("{:.2f}x", quantile(full.generation.token_ms, 0.5) /
-                                      quantile(other.generation.token_ms, 0.5));
+    note = fmt::format("{:.2f}x", quantile(full.generation.token_ms, 0.5) / quantile(other.generation.token_ms, 0.5));
   }
   print_row("tokens/s (median)", speed(full), speed(other), note);
   print_row("time to first token", fmt::format("{:.2f} s", prefill_seconds + full.first_seconds),
@@ -96,18 +89,15 @@ void print_table(const Session& session, const std::vector<Lane>& lanes,
   print_row("KV cache", human_bytes(full.kv_bytes), human_bytes(other.kv_bytes), "");
   note.clear();
   if (other.kv_bytes > 0 && lanes[1].index_bytes > 0) {
-    note = fmt::format("{:.1f}% of the KV cache",
-                       100 * static_cast<double>(lanes[1].index_bytes) / other.kv_bytes);
+    note = fmt::format("{:.1f}% of the KV cache", 100 * static_cast<double>(lanes[1].index_bytes) / other.kv_bytes);
   }
   print_row("index", "-", human_bytes(static_cast<double>(lanes[1].index_bytes)), note);
-  fmt::print(
-      "peak memory of the process {}, both contexts, the model ({}) and a copy of the state\n",
-      human_bytes(static_cast<double>(peak_rss_bytes())),
-      human_bytes(static_cast<double>(llama_model_size(session.model().get()))));
+  fmt::print("peak memory of the process {}, both contexts, the model ({}) and a copy of the state\n",
+             human_bytes(static_cast<double>(peak_rss_bytes())),
+             human_bytes(static_cast<double>(llama_model_size(session.model().get()))));
 }
 
-void print_divergence(const Model& model, const std::vector<Lane>& lanes,
-                      const std::vector<Answer>& answers) {
+void print_divergence(const Model& model, const std::vector<Lane>& lanes, const std::vector<Answer>& answers) {
   const std::vector<llama_token>& a = answers[0].generation.tokens;
   const std::vector<llama_token>& b = answers[1].generation.tokens;
   const size_t shorter = std::min(a.size(), b.size());
@@ -133,9 +123,8 @@ void run_compare(const RunOptions& given) {
   RunOptions options = given;
   const std::string policy = options.common.policies.front();
   if (parse_policy(policy) == PolicyKind::kFull) {
-    throw Error(
-        ErrorCode::kInvalidArgument,
-        "--compare sets full attention against another policy: give --policy fasa or oracle");
+    throw Error(ErrorCode::kInvalidArgument,
+                "--compare sets full attention against another policy: give --policy fasa or oracle");
   }
   options.common.policies = {"full", policy};
   std::vector<llama_token> prompt;
@@ -155,9 +144,8 @@ void run_compare(const RunOptions& given) {
     if (!session.reference().prefill(most, [&](int64_t done) { progress.update(done); })) return;
   }
   const double prefill_seconds = seconds_since(start);
-  say(fmt::format(
-      "{} prompt tokens read once, in {:.1f} s, with {} threads; both answer from there",
-      prompt.size(), prefill_seconds, num_threads(options.common)));
+  say(fmt::format("{} prompt tokens read once, in {:.1f} s, with {} threads; both answer from there", prompt.size(),
+                  prefill_seconds, num_threads(options.common)));
   session.lanes()[1].context->copy_from(session.reference());
   std::vector<Answer> answers;
   for (Lane& lane : session.lanes()) {

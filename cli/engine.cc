@@ -71,8 +71,7 @@ Model::Model(const std::string& path) : path_(path) {
   log().last_error.clear();
   model_.reset(llama_model_load_from_file(path.c_str(), params));
   if (!model_) {
-    throw Error(ErrorCode::kBadFormat,
-                fmt::format("llama.cpp cannot load the model {}: {}", path, last_log_error()));
+    throw Error(ErrorCode::kBadFormat, fmt::format("llama.cpp cannot load the model {}: {}", path, last_log_error()));
   }
 }
 
@@ -96,8 +95,8 @@ int64_t Model::kv_bytes_per_token() const {
 std::vector<llama_token> Model::tokenize(const std::string& text, bool bos, bool special) const {
   const auto size = static_cast<int32_t>(text.size());
   std::vector<llama_token> tokens(text.size() + 2);
-  const int32_t count = llama_tokenize(vocab(), text.data(), size, tokens.data(),
-                                       static_cast<int32_t>(tokens.size()), bos, special);
+  const int32_t count =
+      llama_tokenize(vocab(), text.data(), size, tokens.data(), static_cast<int32_t>(tokens.size()), bos, special);
   if (count < 0) {
     throw Error(ErrorCode::kInvalidArgument,
                 fmt::format("a text of {} bytes cannot be tokenized: shorten it", text.size()));
@@ -141,9 +140,8 @@ LlamaContext::LlamaContext(const Model& model, const ContextOptions& options) {
   log().last_error.clear();
   context_.reset(llama_init_from_model(model.get(), params));
   if (!context_) {
-    throw Error(ErrorCode::kOutOfMemory,
-                fmt::format("llama.cpp cannot create a context of {} tokens: {}",
-                            options.num_tokens, last_log_error()));
+    throw Error(ErrorCode::kOutOfMemory, fmt::format("llama.cpp cannot create a context of {} tokens: {}",
+                                                     options.num_tokens, last_log_error()));
   }
 }
 
@@ -154,8 +152,7 @@ bool LlamaContext::submit(std::span<const llama_token> tokens, bool all_logits) 
                             "larger, or give less text",
                             size_, tokens.size(), capacity()));
   }
-  llama_batch batch = llama_batch_get_one(const_cast<llama_token*>(tokens.data()),
-                                          static_cast<int32_t>(tokens.size()));
+  llama_batch batch = llama_batch_get_one(const_cast<llama_token*>(tokens.data()), static_cast<int32_t>(tokens.size()));
   std::vector<int8_t> wanted;
   if (all_logits) {
     wanted.assign(tokens.size(), 1);
@@ -168,9 +165,8 @@ bool LlamaContext::submit(std::span<const llama_token> tokens, bool all_logits) 
     return false;
   }
   if (result != 0) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("llama.cpp failed to decode {} tokens after {} (code {}): {}",
-                            tokens.size(), size_, result, last_log_error()));
+    throw Error(ErrorCode::kInvalidArgument, fmt::format("llama.cpp failed to decode {} tokens after {} (code {}): {}",
+                                                         tokens.size(), size_, result, last_log_error()));
   }
   llama_synchronize(context_.get());
   size_ += static_cast<int64_t>(tokens.size());
@@ -191,9 +187,7 @@ bool LlamaContext::decode(llama_token token) { return submit({&token, 1}, false)
 
 void LlamaContext::decode_batch(std::span<const llama_token> tokens) { submit(tokens, true); }
 
-const float* LlamaContext::logits(int32_t i) const {
-  return llama_get_logits_ith(context_.get(), i);
-}
+const float* LlamaContext::logits(int32_t i) const { return llama_get_logits_ith(context_.get(), i); }
 
 void LlamaContext::truncate(int64_t num_tokens) {
   llama_memory_t memory = llama_get_memory(context_.get());
@@ -213,10 +207,9 @@ void LlamaContext::copy_from(const LlamaContext& other) {
   std::vector<uint8_t> state(llama_state_seq_get_size(other.get(), 0));
   const size_t size = llama_state_seq_get_data(other.get(), state.data(), state.size(), 0);
   if (size == 0 || llama_state_seq_set_data(get(), state.data(), size, 0) == 0) {
-    throw Error(
-        ErrorCode::kUnsupported,
-        fmt::format("llama.cpp could not copy the state of {} tokens to another context: {}",
-                    other.size_, last_log_error()));
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("llama.cpp could not copy the state of {} tokens to another context: {}", other.size_,
+                            last_log_error()));
   }
   size_ = other.size_;
 }
@@ -234,23 +227,20 @@ FasaBackend::FasaBackend() {
   log().last_error.clear();
   ggml_backend_reg_t reg = ggml_backend_load(path.c_str());
   if (!reg) {
-    throw Error(ErrorCode::kNotFound,
-                fmt::format("llama.cpp refuses {}: {}", path, last_log_error()));
+    throw Error(ErrorCode::kNotFound, fmt::format("llama.cpp refuses {}: {}", path, last_log_error()));
   }
   const auto symbol = [&](const char* name) {
     void* address = ggml_backend_reg_get_proc_address(reg, name);
     if (address) return address;
-    throw Error(ErrorCode::kMismatch,
-                fmt::format("{} has no function {}: it is of another version than this program, "
-                            "build both together",
-                            path, name));
+    throw Error(ErrorCode::kMismatch, fmt::format("{} has no function {}: it is of another version than this program, "
+                                                  "build both together",
+                                                  path, name));
   };
   configure_ = reinterpret_cast<fasa_ggml_configure_t>(symbol("fasa_ggml_configure"));
   stats_ = reinterpret_cast<fasa_ggml_stats_t>(symbol("fasa_ggml_stats"));
 }
 
-void FasaBackend::configure(const CommonOptions& options, const PolicySettings& settings,
-                            const std::string& profile) {
+void FasaBackend::configure(const CommonOptions& options, const PolicySettings& settings, const std::string& profile) {
   if (profile.find_first_of(" ,") != std::string::npos) {
     throw Error(ErrorCode::kUnsupported,
                 fmt::format("the path of the profile {} has a space or a comma in it, which the "
@@ -263,8 +253,7 @@ void FasaBackend::configure(const CommonOptions& options, const PolicySettings& 
   }
   const char* message = nullptr;
   if (configure_(text.c_str(), &message) != 0) {
-    throw Error(ErrorCode::kInvalidArgument,
-                message ? message : "the FASA backend refused: " + text);
+    throw Error(ErrorCode::kInvalidArgument, message ? message : "the FASA backend refused: " + text);
   }
 }
 
@@ -278,17 +267,15 @@ void check_profile(const std::string& path, const Model& model) {
   const Profile profile = load_profile(path);
   const std::string arch = model.meta("general.architecture");
   const auto refuse = [&](const std::string& why) {
-    throw Error(
-        ErrorCode::kMismatch,
-        fmt::format("the profile {} belongs to another model ({}, {}) than {}: {}; make one "
-                    "with `fasa calibrate -m {} --text SOME-LONG-TEXT.txt`",
-                    path, profile.model_name, profile.architecture, model.path(), why,
-                    model.path()));
+    throw Error(ErrorCode::kMismatch,
+                fmt::format("the profile {} belongs to another model ({}, {}) than {}: {}; make one "
+                            "with `fasa calibrate -m {} --text SOME-LONG-TEXT.txt`",
+                            path, profile.model_name, profile.architecture, model.path(), why, model.path()));
   };
   if (profile.architecture != arch) refuse(fmt::format("that is a {} model", arch));
   gguf_init_params params{/*no_alloc=*/true, /*ctx=*/nullptr};
-  std::unique_ptr<gguf_context, decltype(&gguf_free)> gguf(
-      gguf_init_from_file(model.path().c_str(), params), gguf_free);
+  std::unique_ptr<gguf_context, decltype(&gguf_free)> gguf(gguf_init_from_file(model.path().c_str(), params),
+                                                           gguf_free);
   std::ifstream file(model.path(), std::ios::binary);
   if (!gguf || !file) return;  // llama.cpp read it already: a split model, for one
   for (const LayerProfile& layer : profile.layers) {
@@ -302,8 +289,7 @@ void check_profile(const std::string& path, const Model& model) {
     }
     if (gguf_get_tensor_type(gguf.get(), id) != GGML_TYPE_F32) continue;
     std::vector<char> bytes(gguf_get_tensor_size(gguf.get(), id));
-    file.seekg(static_cast<std::streamoff>(gguf_get_data_offset(gguf.get()) +
-                                           gguf_get_tensor_offset(gguf.get(), id)));
+    file.seekg(static_cast<std::streamoff>(gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), id)));
     file.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
     if (file && fingerprint(bytes.data(), bytes.size()) != layer.fingerprint) {
       refuse(fmt::format("the weights of layer {} differ", layer.layer));

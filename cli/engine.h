@@ -94,8 +94,7 @@ class FasaBackend {
  public:
   FasaBackend();
   // Throws Error(kInvalidArgument) with the backend's own sentence.
-  void configure(const CommonOptions& options, const PolicySettings& settings,
-                 const std::string& profile);
+  void configure(const CommonOptions& options, const PolicySettings& settings, const std::string& profile);
   fasa_ggml_stats stats(bool reset) const;
 
  private:

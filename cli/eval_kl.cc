@@ -85,10 +85,9 @@ class KlEvaluation {
             options.common,
             [&](const Model& model) {
               tokens_ = model.tokenize(text_, true, false);
-              windows_ = plan_windows(options, static_cast<int64_t>(tokens_.size()),
-                                      model.trained_context());
-              return ContextOptions{options.context + windows_.front().scored,
-                                    num_threads(options.common), static_cast<int32_t>(kChunk)};
+              windows_ = plan_windows(options, static_cast<int64_t>(tokens_.size()), model.trained_context());
+              return ContextOptions{options.context + windows_.front().scored, num_threads(options.common),
+                                    static_cast<int32_t>(kChunk)};
             },
             Session::Full::kOwn),
         scores_(session_.lanes().size()),
@@ -97,10 +96,10 @@ class KlEvaluation {
   void run() {
     const int64_t lanes = static_cast<int64_t>(session_.lanes().size());
     const int64_t per_token = lanes + 1;
-    say(fmt::format("{}: {} tokens scored in {} window{} of {} prefilled tokens, {} polic{}",
-                    options_.text, options_.tokens, windows_.size(),
-                    windows_.size() == 1 ? "" : "s (the trained context holds no more at once)",
-                    options_.context, lanes, lanes == 1 ? "y" : "ies"));
+    say(fmt::format("{}: {} tokens scored in {} window{} of {} prefilled tokens, {} polic{}", options_.text,
+                    options_.tokens, windows_.size(),
+                    windows_.size() == 1 ? "" : "s (the trained context holds no more at once)", options_.context,
+                    lanes, lanes == 1 ? "y" : "ies"));
     // A prefilled token costs about a twentieth of a decoded one.
     const int64_t prefill_cost = options_.context / 20;
     const auto windows = static_cast<int64_t>(windows_.size());
@@ -120,8 +119,8 @@ class KlEvaluation {
 
  private:
   void prefill(const Window& window, const PrefillProgress& progress) {
-    auto tokens = std::vector<llama_token>(tokens_.begin() + window.first,
-                                           tokens_.begin() + window.first + options_.context);
+    auto tokens =
+        std::vector<llama_token>(tokens_.begin() + window.first, tokens_.begin() + window.first + options_.context);
     if (llama_vocab_get_add_bos(session_.model().vocab())) tokens.front() = tokens_.front();
     LlamaContext& reference = session_.reference();
     reference.clear();
@@ -132,14 +131,12 @@ class KlEvaluation {
   // Scores the predictions made after each of tokens [first, first + count).
   void score_chunk(int64_t first, int64_t count, const std::function<void()>& step) {
     const int64_t vocab = session_.model().vocab_size();
-    const auto tokens =
-        std::span(tokens_).subspan(static_cast<size_t>(first), static_cast<size_t>(count));
+    const auto tokens = std::span(tokens_).subspan(static_cast<size_t>(first), static_cast<size_t>(count));
     std::vector<double> log_sums;
     if (options_.batch_reference) session_.reference().decode_batch(tokens);
     for (int64_t i = 0; i < count; ++i) {
       if (!options_.batch_reference) session_.reference().decode(tokens[static_cast<size_t>(i)]);
-      const float* row =
-          session_.reference().logits(options_.batch_reference ? static_cast<int32_t>(i) : -1);
+      const float* row = session_.reference().logits(options_.batch_reference ? static_cast<int32_t>(i) : -1);
       const float* p = reference_row(i);
       std::copy(row, row + vocab, reference_logits_.begin() + i * vocab);
       log_sums.push_back(log_sum_exp(p, vocab));
@@ -155,8 +152,7 @@ class KlEvaluation {
           const float* q = lane.context->logits();
           const double q_log_sum = log_sum_exp(q, vocab);
           Score& score = scores_[l];
-          score.kl.push_back(
-              kl_divergence(p, log_sums[static_cast<size_t>(i)], q, q_log_sum, vocab));
+          score.kl.push_back(kl_divergence(p, log_sums[static_cast<size_t>(i)], q, q_log_sum, vocab));
           score.same_top += argmax(p, vocab) == argmax(q, vocab) ? 1 : 0;
           score.loss += q_log_sum - static_cast<double>(q[next_token(first + i)]);
           step();
@@ -166,20 +162,16 @@ class KlEvaluation {
     }
   }
 
-  const float* reference_row(int64_t i) const {
-    return reference_logits_.data() + i * session_.model().vocab_size();
-  }
+  const float* reference_row(int64_t i) const { return reference_logits_.data() + i * session_.model().vocab_size(); }
 
-  size_t next_token(int64_t at) const {
-    return static_cast<size_t>(tokens_[static_cast<size_t>(at + 1)]);
-  }
+  size_t next_token(int64_t at) const { return static_cast<size_t>(tokens_[static_cast<size_t>(at + 1)]); }
 
   void report() {
     const auto scored = static_cast<double>(options_.tokens);
     const double ppl_full = std::exp(full_loss_ / scored);
     if (!options_.rows.json) {
-      fmt::print("{:<8} {:>7} {:>10} {:>9} {:>8} {:>9} {:>9}\n", "policy", "budget", "KL/token",
-                 "+-", "top-1", "ppl", "ppl full");
+      fmt::print("{:<8} {:>7} {:>10} {:>9} {:>8} {:>9} {:>9}\n", "policy", "budget", "KL/token", "+-", "top-1", "ppl",
+                 "ppl full");
     }
     for (size_t l = 0; l < scores_.size(); ++l) {
       const Lane& lane = session_.lanes()[l];
@@ -210,8 +202,8 @@ class KlEvaluation {
                                {"index_bytes", lane.index_bytes},
                                {"model", session_.model().path()}});
       if (options_.rows.json) continue;
-      fmt::print("{:<8} {:>7} {:>10.5f} {:>9.5f} {:>7.1f}% {:>9.3f} {:>9.3f}\n", lane.policy,
-                 lane.settings.budget, kl, error, 100 * top, ppl, ppl_full);
+      fmt::print("{:<8} {:>7} {:>10.5f} {:>9.5f} {:>7.1f}% {:>9.3f} {:>9.3f}\n", lane.policy, lane.settings.budget, kl,
+                 error, 100 * top, ppl, ppl_full);
     }
   }
 
@@ -229,11 +221,9 @@ class KlEvaluation {
 
 void add_eval_kl_command(CLI::App& eval) {
   auto options = std::make_shared<KlOptions>();
-  CLI::App* command = eval.add_subcommand(
-      "kl", "KL divergence per token from full attention while decoding a text");
+  CLI::App* command = eval.add_subcommand("kl", "KL divergence per token from full attention while decoding a text");
   add_common_options(*command, options->common, Arity::kList, Arity::kList, "fasa");
-  command->add_option("--text", options->text, "Text to decode; not the one that calibrated")
-      ->required();
+  command->add_option("--text", options->text, "Text to decode; not the one that calibrated")->required();
   command->add_option("-c,--context", options->context, "Tokens prefilled with full attention")
       ->check(CLI::Range(16, 1 << 24))
       ->default_str("4096");

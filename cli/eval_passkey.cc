@@ -21,8 +21,7 @@ namespace fasa::cli {
 namespace {
 
 constexpr int64_t kAnswerTokens = 12;
-const char* const kIntroduction =
-    "There is a pass key hidden in a lot of irrelevant text. Find it and memorize it.\n";
+const char* const kIntroduction = "There is a pass key hidden in a lot of irrelevant text. Find it and memorize it.\n";
 const char* const kFiller =
     "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. ";
 const char* const kQuestion = "\nWhat is the pass key? The pass key is";
@@ -44,21 +43,17 @@ struct Trial {
 Trial make_trial(const Model& model, int64_t context, std::mt19937& random) {
   Trial trial;
   trial.key = std::to_string(10000 + random() % 90000);
-  const auto part = [&](const std::string& text, bool bos) {
-    return model.tokenize(text, bos, false);
-  };
+  const auto part = [&](const std::string& text, bool bos) { return model.tokenize(text, bos, false); };
   const std::vector<llama_token> head = part(kIntroduction, true);
   const std::vector<llama_token> filler = part(kFiller, false);
-  const std::vector<llama_token> key = part(
-      fmt::format("The pass key is {}. Remember it. {} is the pass key. ", trial.key, trial.key),
-      false);
+  const std::vector<llama_token> key =
+      part(fmt::format("The pass key is {}. Remember it. {} is the pass key. ", trial.key, trial.key), false);
   const std::vector<llama_token> tail = part(kQuestion, false);
   const auto fixed = static_cast<int64_t>(head.size() + key.size() + tail.size());
   const int64_t repeats = (context - fixed) / static_cast<int64_t>(filler.size());
   if (repeats < 1) {
-    throw Error(
-        ErrorCode::kInvalidArgument,
-        fmt::format("--context {} has no room for a hidden key: give 256 or more", context));
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("--context {} has no room for a hidden key: give 256 or more", context));
   }
   const auto place = static_cast<int64_t>(random() % static_cast<uint64_t>(repeats + 1));
   const auto append = [&](const std::vector<llama_token>& tokens) {
@@ -120,8 +115,8 @@ void evaluate(const PasskeyOptions& options) {
                             {"model", session.model().path()}});
     if (options.rows.json) continue;
     fmt::print("{:<8} {:>10}  found {} of {}\n", lane.policy,
-               lane.settings.kind == PolicyKind::kFull ? "" : std::to_string(lane.settings.budget),
-               found[l], options.trials);
+               lane.settings.kind == PolicyKind::kFull ? "" : std::to_string(lane.settings.budget), found[l],
+               options.trials);
   }
 }
 
@@ -129,17 +124,13 @@ void evaluate(const PasskeyOptions& options) {
 
 void add_eval_passkey_command(CLI::App& eval) {
   auto options = std::make_shared<PasskeyOptions>();
-  CLI::App* command = eval.add_subcommand(
-      "passkey", "Retrieval of a number hidden at a random place of a long text");
+  CLI::App* command = eval.add_subcommand("passkey", "Retrieval of a number hidden at a random place of a long text");
   add_common_options(*command, options->common, Arity::kList, Arity::kList, "full,fasa");
   command->add_option("-c,--context", options->context, "Tokens of the text")
       ->check(CLI::Range(16, 1 << 24))
       ->default_str("4096");
-  command->add_option("--trials", options->trials, "Texts to try")
-      ->check(CLI::Range(1, 100000))
-      ->default_str("10");
-  command->add_option("--seed", options->seed, "Seed of the keys and their places")
-      ->default_str("1");
+  command->add_option("--trials", options->trials, "Texts to try")->check(CLI::Range(1, 100000))->default_str("10");
+  command->add_option("--seed", options->seed, "Seed of the keys and their places")->default_str("1");
   add_row_options(*command, options->rows);
   command->footer(
       "The text is read once by plain llama.cpp; each policy answers from a copy of that state,\n"

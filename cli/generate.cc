@@ -22,16 +22,13 @@ struct sigaction& former_action() {
 
 }  // namespace
 
-bool has_chat_template(const Model& model) {
-  return llama_model_chat_template(model.get(), nullptr) != nullptr;
-}
+bool has_chat_template(const Model& model) { return llama_model_chat_template(model.get(), nullptr) != nullptr; }
 
 std::string apply_chat_template(const Model& model, const std::vector<Message>& messages) {
   const char* chat_template = llama_model_chat_template(model.get(), nullptr);
   if (!chat_template) {
-    throw Error(
-        ErrorCode::kUnsupported,
-        fmt::format("{} has no chat template: give the prompt as it is with --raw", model.path()));
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("{} has no chat template: give the prompt as it is with --raw", model.path()));
   }
   std::vector<llama_chat_message> chat;
   size_t size = 256;
@@ -40,12 +37,11 @@ std::string apply_chat_template(const Model& model, const std::vector<Message>& 
     size += 2 * message.content.size() + 64;
   }
   std::string text(size, '\0');
-  int32_t length = llama_chat_apply_template(chat_template, chat.data(), chat.size(), true,
-                                             text.data(), static_cast<int32_t>(text.size()));
+  int32_t length = llama_chat_apply_template(chat_template, chat.data(), chat.size(), true, text.data(),
+                                             static_cast<int32_t>(text.size()));
   if (length > static_cast<int32_t>(text.size())) {
     text.resize(static_cast<size_t>(length));
-    length = llama_chat_apply_template(chat_template, chat.data(), chat.size(), true, text.data(),
-                                       length);
+    length = llama_chat_apply_template(chat_template, chat.data(), chat.size(), true, text.data(), length);
   }
   if (length < 0) {
     throw Error(ErrorCode::kUnsupported,
@@ -80,8 +76,8 @@ StopOnInterrupt::~StopOnInterrupt() {
   LlamaContext::stop = false;
 }
 
-Generation generate(const Model& model, LlamaContext& context, Sampler& sampler, int64_t limit,
-                    bool ignore_end, const std::function<void(const std::string&)>& emit) {
+Generation generate(const Model& model, LlamaContext& context, Sampler& sampler, int64_t limit, bool ignore_end,
+                    const std::function<void(const std::string&)>& emit) {
   using Clock = std::chrono::steady_clock;
   Generation result;
   for (int64_t i = 0; i < limit; ++i) {
@@ -95,8 +91,7 @@ Generation generate(const Model& model, LlamaContext& context, Sampler& sampler,
       result.stopped = true;
       break;
     }
-    result.token_ms.push_back(
-        std::chrono::duration<double, std::milli>(Clock::now() - start).count());
+    result.token_ms.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
   }
   return result;
 }

@@ -32,9 +32,7 @@ struct SamplingOptions {
 class Sampler {
  public:
   explicit Sampler(const SamplingOptions& options);
-  llama_token sample(LlamaContext& context) {
-    return llama_sampler_sample(chain_.get(), context.get(), -1);
-  }
+  llama_token sample(LlamaContext& context) { return llama_sampler_sample(chain_.get(), context.get(), -1); }
 
  private:
   std::unique_ptr<llama_sampler, decltype(&llama_sampler_free)> chain_;
@@ -56,7 +54,7 @@ struct Generation {
 };
 
 // Generates up to `limit` tokens after the context's last one, whose logits it holds.
-Generation generate(const Model& model, LlamaContext& context, Sampler& sampler, int64_t limit,
-                    bool ignore_end, const std::function<void(const std::string&)>& emit);
+Generation generate(const Model& model, LlamaContext& context, Sampler& sampler, int64_t limit, bool ignore_end,
+                    const std::function<void(const std::string&)>& emit);
 
 }  // namespace fasa::cli

@@ -42,11 +42,10 @@ PolicySettings settings_of(const InspectOptions& options) {
   const bool percent = std::string(end) == "%";
   if (end == options.n_tip.c_str() || !(value > 0) || (percent && value > 100) ||
       (!percent && (*end != '\0' || value != std::floor(value) || value > 4096))) {
-    throw Error(
-        ErrorCode::kInvalidArgument,
-        fmt::format("--n-tip {} is neither a share of a head's frequency chunks (25%) nor a "
-                    "count of them (8)",
-                    options.n_tip));
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("--n-tip {} is neither a share of a head's frequency chunks (25%) nor a "
+                            "count of them (8)",
+                            options.n_tip));
   }
   settings.fc_count = percent ? 0 : static_cast<int64_t>(value);
   if (percent) settings.fc_fraction = value / 100;
@@ -139,17 +138,15 @@ void print_heatmap(const Profile& profile, const std::string& criterion) {
   }
 }
 
-void print_table(const Profile& profile, const InspectOptions& options,
-                 const PolicySettings& settings) {
-  fmt::print("{} ({}), {} layers\n", profile.model_name.empty() ? "unnamed" : profile.model_name,
-             profile.architecture, profile.layers.size());
+void print_table(const Profile& profile, const InspectOptions& options, const PolicySettings& settings) {
+  fmt::print("{} ({}), {} layers\n", profile.model_name.empty() ? "unnamed" : profile.model_name, profile.architecture,
+             profile.layers.size());
   for (const auto& [key, value] : profile.provenance) fmt::print("  {}: {}\n", key, value);
   fmt::print(
       "\nDominant frequency chunks by {}, best first; share: how much of the {} over all "
       "chunks they hold;\noverlap: how far the heads of a layer choose the same.\n\n",
       options.criterion, options.criterion);
-  fmt::print("{:>5} {:>6} {:>6} {:>8}  chunks\n", "layer", options.per_head ? "head" : "group",
-             "share", "overlap");
+  fmt::print("{:>5} {:>6} {:>6} {:>8}  chunks\n", "layer", options.per_head ? "head" : "group", "share", "overlap");
   for (const LayerProfile& layer : profile.layers) {
     if (layer.measures.empty()) {
       fmt::print("{:>5}      -      -        -  sliding window, stays dense\n", layer.layer);
@@ -157,16 +154,14 @@ void print_table(const Profile& profile, const InspectOptions& options,
     }
     const LayerView view = view_of(layer, settings);
     for (size_t plane = 0; plane < view.fcs.size(); ++plane) {
-      fmt::print("{:>5} {:>6} {:>5.0f}% {:>8}  {}\n", plane == 0 ? std::to_string(layer.layer) : "",
-                 plane, 100 * view.share[plane],
-                 plane == 0 ? fmt::format("{:.0f}%", 100 * view.overlap) : "",
+      fmt::print("{:>5} {:>6} {:>5.0f}% {:>8}  {}\n", plane == 0 ? std::to_string(layer.layer) : "", plane,
+                 100 * view.share[plane], plane == 0 ? fmt::format("{:.0f}%", 100 * view.overlap) : "",
                  fmt::join(view.fcs[plane], " "));
     }
   }
 }
 
-void print_json(const Profile& profile, const InspectOptions& options,
-                const PolicySettings& settings) {
+void print_json(const Profile& profile, const InspectOptions& options, const PolicySettings& settings) {
   nlohmann::ordered_json root = {{"profile", options.profile},
                                  {"architecture", profile.architecture},
                                  {"model_name", profile.model_name},
@@ -193,8 +188,7 @@ void print_json(const Profile& profile, const InspectOptions& options,
 
 std::string plot_script() {
   const fs::path here = executable_dir();
-  for (const fs::path& path :
-       {here / "../share/fasa/plot_profile.py", here / "../../../scripts/plot_profile.py"}) {
+  for (const fs::path& path : {here / "../share/fasa/plot_profile.py", here / "../../../scripts/plot_profile.py"}) {
     std::error_code ignored;
     if (fs::is_regular_file(path, ignored)) return fs::weakly_canonical(path).string();
   }
@@ -208,8 +202,8 @@ void draw(const InspectOptions& options) {
   std::fflush(stdout);
   const pid_t child = fork();
   if (child == 0) {
-    execlp("python3", "python3", script.c_str(), options.profile.c_str(), options.heatmap.c_str(),
-           "--criterion", options.criterion.c_str(), static_cast<char*>(nullptr));
+    execlp("python3", "python3", script.c_str(), options.profile.c_str(), options.heatmap.c_str(), "--criterion",
+           options.criterion.c_str(), static_cast<char*>(nullptr));
     _exit(127);
   }
   int status = 0;
@@ -228,9 +222,7 @@ void draw(const InspectOptions& options) {
                 "python3-matplotlib or `pip install matplotlib` (the heatmap in the terminal needs "
                 "neither)");
   }
-  throw Error(
-      ErrorCode::kIo,
-      fmt::format("the picture {} could not be drawn: see the message above", options.heatmap));
+  throw Error(ErrorCode::kIo, fmt::format("the picture {} could not be drawn: see the message above", options.heatmap));
 }
 
 void run_inspect(const InspectOptions& options) {
@@ -254,20 +246,16 @@ void run_inspect(const InspectOptions& options) {
 
 void add_inspect_command(CLI::App& app) {
   auto options = std::make_shared<InspectOptions>();
-  CLI::App* command = app.add_subcommand(
-      "inspect", "Show which frequency chunks dominate per layer and head in a profile");
-  command->add_option("profile", options->profile, "Profile, as `fasa calibrate` writes it")
-      ->required();
+  CLI::App* command =
+      app.add_subcommand("inspect", "Show which frequency chunks dominate per layer and head in a profile");
+  command->add_option("profile", options->profile, "Profile, as `fasa calibrate` writes it")->required();
   command
       ->add_option("--criterion", options->criterion,
                    "Measure to rank by: variance, energy, ca64, ca256, ca512, ca1024")
       ->capture_default_str();
-  command
-      ->add_option("--n-tip", options->n_tip,
-                   "Chunks to keep: a share of a head's (25%) or a count (8)")
+  command->add_option("--n-tip", options->n_tip, "Chunks to keep: a share of a head's (25%) or a count (8)")
       ->capture_default_str();
-  command->add_flag("--per-head", options->per_head,
-                    "A row for each query head, not for each KV group");
+  command->add_flag("--per-head", options->per_head, "A row for each query head, not for each KV group");
   command->add_flag("--json", options->json, "Print one JSON object instead of the table");
   command->add_option("--heatmap", options->heatmap,
                       "Also draw a picture (PNG, SVG or PDF by its name; needs python3 with "

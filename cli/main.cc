@@ -14,8 +14,7 @@ int main(int argc, char** argv) {
       "FASA: long-context decoding of a GGUF model at nearly the speed of an empty context.\n"
       "Calibrate a model once, then run, measure and serve it.",
       "fasa");
-  app.set_version_flag("--version",
-                       fmt::format("fasa {} (llama.cpp {})", FASA_VERSION, llama_version()));
+  app.set_version_flag("--version", fmt::format("fasa {} (llama.cpp {})", FASA_VERSION, llama_version()));
   app.require_subcommand(1);
   app.footer(
       "Each command teaches itself: `fasa run --help`.\n\n"

@@ -27,8 +27,7 @@ double batch_means_error(std::span<const double> values, int64_t block) {
   std::vector<double> means;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t end = b + 1 == blocks ? size : (b + 1) * block;
-    means.push_back(
-        mean(values.subspan(static_cast<size_t>(b * block), static_cast<size_t>(end - b * block))));
+    means.push_back(mean(values.subspan(static_cast<size_t>(b * block), static_cast<size_t>(end - b * block))));
   }
   const double center = mean(means);
   double squares = 0;
@@ -43,8 +42,7 @@ double log_sum_exp(const float* logits, int64_t size) {
   return top + std::log(sum);
 }
 
-double kl_divergence(const float* p, double p_log_sum, const float* q, double q_log_sum,
-                     int64_t size) {
+double kl_divergence(const float* p, double p_log_sum, const float* q, double q_log_sum, int64_t size) {
   double sum = 0;
   for (int64_t i = 0; i < size; ++i) {
     const double log_p = static_cast<double>(p[i]) - p_log_sum;
@@ -54,8 +52,6 @@ double kl_divergence(const float* p, double p_log_sum, const float* q, double q_
   return sum;
 }
 
-int64_t argmax(const float* logits, int64_t size) {
-  return std::max_element(logits, logits + size) - logits;
-}
+int64_t argmax(const float* logits, int64_t size) { return std::max_element(logits, logits + size) - logits; }
 
 }  // namespace fasa::cli

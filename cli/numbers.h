@@ -19,8 +19,7 @@ double batch_means_error(std::span<const double> values, int64_t block);
 double log_sum_exp(const float* logits, int64_t size);
 
 // KL(p || q) of two softmax distributions given by logits, in double over all `size` of them.
-double kl_divergence(const float* p, double p_log_sum, const float* q, double q_log_sum,
-                     int64_t size);
+double kl_divergence(const float* p, double p_log_sum, const float* q, double q_log_sum, int64_t size);
 
 int64_t argmax(const float* logits, int64_t size);
 

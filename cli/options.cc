@@ -20,9 +20,8 @@ void parse_n_tip(const std::string& text, PolicySettings& settings) {
   const double value = std::strtod(text.c_str(), &end);
   const std::string rest = end;
   const bool percent = rest == "%";
-  if (end == text.c_str() || !(value > 0) ||
-      (!percent && (!rest.empty() || value != std::floor(value))) || (percent && value > 100) ||
-      value > 4096) {
+  if (end == text.c_str() || !(value > 0) || (!percent && (!rest.empty() || value != std::floor(value))) ||
+      (percent && value > 100) || value > 4096) {
     throw Error(ErrorCode::kInvalidArgument,
                 fmt::format("--n-tip {} is neither a share of a head's frequency chunks (25%) nor "
                             "a count of them (8)",
@@ -39,8 +38,7 @@ int physical_cores() {
   std::set<std::string> cores;  // CPUs of one core list the same siblings
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (!CPU_ISSET(cpu, &allowed)) continue;
-    std::ifstream file(
-        fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu));
+    std::ifstream file(fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu));
     std::string siblings;
     std::getline(file, siblings);
     cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
@@ -54,30 +52,25 @@ void add_common_options(CLI::App& command, CommonOptions& options, Arity policie
                         const std::string& default_policies) {
   options.policies = CLI::detail::split(default_policies, ',');
   options.budgets = {options.defaults.budget};
-  command.add_option("-m,--model", options.model,
-                     "GGUF model (default: FASA_MODEL, else the demo's SmolLM2-135M)");
+  command.add_option("-m,--model", options.model, "GGUF model (default: FASA_MODEL, else the demo's SmolLM2-135M)");
   command.add_option("--profile", options.profile,
                      "Profile from `fasa calibrate` (default: MODEL.fasa.json beside the model, "
                      "else in the current directory)");
   command.add_option("-t,--threads", options.threads, "Threads (default: the physical cores)")
       ->check(CLI::Range(1, 1024));
-  auto* policy =
-      command.add_option("--policy", options.policies,
-                         "full (llama.cpp's own attention), fasa, or oracle (top tokens "
-                         "by the exact score: what any selection of this budget aims at)");
-  auto* budget = command.add_option("--budget", options.budgets,
-                                    "Tokens that a query attends to, sinks and recent included");
-  policy->default_str(default_policies)
-      ->delimiter(',')
-      ->expected(1, policies == Arity::kOne ? 1 : 8);
+  auto* policy = command.add_option("--policy", options.policies,
+                                    "full (llama.cpp's own attention), fasa, or oracle (top tokens "
+                                    "by the exact score: what any selection of this budget aims at)");
+  auto* budget =
+      command.add_option("--budget", options.budgets, "Tokens that a query attends to, sinks and recent included");
+  policy->default_str(default_policies)->delimiter(',')->expected(1, policies == Arity::kOne ? 1 : 8);
   budget->default_str(std::to_string(options.defaults.budget))
       ->delimiter(',')
       ->expected(1, budgets == Arity::kOne ? 1 : 32);
   const std::string group = "Selection";
   command
-      .add_option(
-          "--n-tip", options.n_tip,
-          "Frequency chunks that predict importance: a share of the head's (25%) or a count")
+      .add_option("--n-tip", options.n_tip,
+                  "Frequency chunks that predict importance: a share of the head's (25%) or a count")
       ->default_str(options.n_tip)
       ->group(group);
   command
@@ -99,9 +92,7 @@ void add_common_options(CLI::App& command, CommonOptions& options, Arity policie
       .add_flag("--share-tokens,!--no-share-tokens", options.defaults.share_tokens,
                 "One choice of tokens for a KV group, or one a query head (default)")
       ->group(group);
-  command
-      .add_option("--dense-layers", options.defaults.dense_layers,
-                  "First layers that keep full attention")
+  command.add_option("--dense-layers", options.defaults.dense_layers, "First layers that keep full attention")
       ->default_str(std::to_string(options.defaults.dense_layers))
       ->group(group);
   command.add_option("--index", options.index, "Type of the index: f16, int8 or int4")
@@ -110,12 +101,9 @@ void add_common_options(CLI::App& command, CommonOptions& options, Arity policie
   command.add_flag("-v,--verbose", options.verbose, "Show llama.cpp's own messages");
 }
 
-int num_threads(const CommonOptions& options) {
-  return options.threads > 0 ? options.threads : physical_cores();
-}
+int num_threads(const CommonOptions& options) { return options.threads > 0 ? options.threads : physical_cores(); }
 
-PolicySettings policy_settings(const CommonOptions& options, const std::string& policy,
-                               int64_t budget) {
+PolicySettings policy_settings(const CommonOptions& options, const std::string& policy, int64_t budget) {
   PolicySettings settings = options.defaults;
   settings.kind = parse_policy(policy);
   settings.budget = budget;
@@ -131,8 +119,7 @@ void check_policies(const CommonOptions& options) {
   }
 }
 
-std::vector<Setting> backend_settings(const CommonOptions& options,
-                                      const PolicySettings& settings) {
+std::vector<Setting> backend_settings(const CommonOptions& options, const PolicySettings& settings) {
   return {{"policy", policy_name(settings.kind)},
           {"budget", std::to_string(settings.budget)},
           {"sinks", std::to_string(settings.sinks)},

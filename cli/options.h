@@ -32,8 +32,7 @@ void add_common_options(CLI::App& command, CommonOptions& options, Arity policie
 int num_threads(const CommonOptions& options);
 
 // The checked settings of one policy and budget; throws Error(kInvalidArgument).
-PolicySettings policy_settings(const CommonOptions& options, const std::string& policy,
-                               int64_t budget);
+PolicySettings policy_settings(const CommonOptions& options, const std::string& policy, int64_t budget);
 // All policies, each checked with each budget, so that a mistake shows before any work.
 void check_policies(const CommonOptions& options);
 

@@ -38,8 +38,8 @@ void Progress::update(int64_t done) {
   const double left = share > 0 ? spent.count() * (1 - share) / share : 0;
   if (terminal_) {
     const int filled = std::clamp(static_cast<int>(share * kBarWidth), 0, kBarWidth);
-    fmt::print(stderr, "\r\033[K{} [{:#<{}}{:.<{}}] {:3.0f}%, {} left", label_, "", filled, "",
-               kBarWidth - filled, 100 * share, human_seconds(left));
+    fmt::print(stderr, "\r\033[K{} [{:#<{}}{:.<{}}] {:3.0f}%, {} left", label_, "", filled, "", kBarWidth - filled,
+               100 * share, human_seconds(left));
   } else {
     fmt::print(stderr, "{}: {:.0f}%, {} left\n", label_, 100 * share, human_seconds(left));
   }

@@ -35,11 +35,10 @@ std::string with_document(const RunOptions& options, const std::string& question
 }
 
 void say_speed(const Lane& lane, int64_t prompt, double prompt_seconds, const Generation& answer) {
-  std::string line = fmt::format("[{}{}: {} prompt tokens in {:.1f} s, {} tokens", lane.policy,
-                                 lane.settings.kind == PolicyKind::kFull
-                                     ? ""
-                                     : fmt::format(", budget {}", lane.settings.budget),
-                                 prompt, prompt_seconds, answer.tokens.size());
+  std::string line =
+      fmt::format("[{}{}: {} prompt tokens in {:.1f} s, {} tokens", lane.policy,
+                  lane.settings.kind == PolicyKind::kFull ? "" : fmt::format(", budget {}", lane.settings.budget),
+                  prompt, prompt_seconds, answer.tokens.size());
   if (!answer.token_ms.empty()) {
     line += fmt::format(" at {:.1f} tokens/s", 1000 / mean(answer.token_ms));
   }
@@ -59,8 +58,7 @@ Generation answer_to(const RunOptions& options, Session& session, Lane& lane, Sa
   }
   const std::chrono::duration<double> spent = Clock::now() - start;
   if (!complete) return {{}, {}, true};
-  Generation answer =
-      generate(session.model(), context, sampler, options.limit, options.ignore_end, print_piece);
+  Generation answer = generate(session.model(), context, sampler, options.limit, options.ignore_end, print_piece);
   fmt::print("\n");
   std::fflush(stdout);
   say_speed(lane, static_cast<int64_t>(rest.size()), spent.count(), answer);
@@ -89,9 +87,8 @@ class Chat {
         session_(
             options.common,
             [&](const Model& model) {
-              const int64_t wanted = options.context > 0
-                                         ? options.context
-                                         : std::min<int64_t>(model.trained_context(), kChatContext);
+              const int64_t wanted =
+                  options.context > 0 ? options.context : std::min<int64_t>(model.trained_context(), kChatContext);
               return ContextOptions{wanted, num_threads(options.common), 1};
             },
             Session::Full::kNoReference),
@@ -150,14 +147,11 @@ class Chat {
     // All but the last token of what both have: its logits must be made again.
     const size_t most = std::min(held_.size(), tokens.size() - 1);
     const auto same = static_cast<size_t>(
-        std::mismatch(held_.begin(), held_.begin() + static_cast<std::ptrdiff_t>(most),
-                      tokens.begin())
-            .first -
+        std::mismatch(held_.begin(), held_.begin() + static_cast<std::ptrdiff_t>(most), tokens.begin()).first -
         held_.begin());
     context.truncate(static_cast<int64_t>(same));
     StopOnInterrupt stop;
-    const Generation answer =
-        answer_to(options_, session_, session_.lanes().front(), sampler_, tokens, same);
+    const Generation answer = answer_to(options_, session_, session_.lanes().front(), sampler_, tokens, same);
     held_ = tokens;
     held_.insert(held_.end(), answer.tokens.begin(), answer.tokens.end());
     held_.resize(static_cast<size_t>(context.size()));
@@ -199,10 +193,8 @@ std::vector<llama_token> prompt_tokens(const RunOptions& options, const Model& m
   std::vector<Message> messages;
   if (!options.system.empty()) messages.push_back({"system", options.system});
   messages.push_back({"user", text});
-  std::vector<llama_token> tokens =
-      model.tokenize(chat ? apply_chat_template(model, messages) : text, true, chat);
-  if (tokens.empty())
-    throw Error(ErrorCode::kInvalidArgument, "the prompt is empty: give one with -p");
+  std::vector<llama_token> tokens = model.tokenize(chat ? apply_chat_template(model, messages) : text, true, chat);
+  if (tokens.empty()) throw Error(ErrorCode::kInvalidArgument, "the prompt is empty: give one with -p");
   return tokens;
 }
 
@@ -214,21 +206,17 @@ int64_t context_size(const RunOptions& options, const Model& model, int64_t prom
                 fmt::format("the prompt's {} tokens and an answer of {} need {}, but the context "
                             "{} {}: give a shorter document, fewer tokens with -n, or a larger -c",
                             prompt, options.limit, needed,
-                            options.context > 0 ? "given with -c holds"
-                                                : "this model was trained for holds",
-                            most));
+                            options.context > 0 ? "given with -c holds" : "this model was trained for holds", most));
   }
   if (most > model.trained_context() && needed > model.trained_context()) {
-    say(fmt::format("The text goes beyond the {} tokens that the model was trained for.",
-                    model.trained_context()));
+    say(fmt::format("The text goes beyond the {} tokens that the model was trained for.", model.trained_context()));
   }
   return needed;
 }
 
 void add_run_command(CLI::App& app) {
   auto options = std::make_shared<RunOptions>();
-  CLI::App* command = app.add_subcommand(
-      "run", "Answer a question, about a long document if one is given, or chat");
+  CLI::App* command = app.add_subcommand("run", "Answer a question, about a long document if one is given, or chat");
   command->add_option("-p,--prompt", options->prompt, "The question (default: stdin, or a chat)");
   command->add_option("-f,--file", options->file, "A document to put before the question");
   command->add_flag("--compare", options->compare,
@@ -243,8 +231,7 @@ void add_run_command(CLI::App& app) {
       ->check(CLI::Range(16, 1 << 24));
   command->add_option("--system", options->system, "System message");
   command->add_flag("--raw", options->raw, "The prompt as it is, without the chat template");
-  command->add_flag("--ignore-end", options->ignore_end,
-                    "Go on to -n tokens after the answer's end");
+  command->add_flag("--ignore-end", options->ignore_end, "Go on to -n tokens after the answer's end");
   const std::string group = "Sampling";
   command->add_option("--temp", options->sampling.temperature, "Temperature; 0 is greedy")
       ->check(CLI::Range(0.0, 100.0))
@@ -254,9 +241,7 @@ void add_run_command(CLI::App& app) {
       ->check(CLI::Range(0.0, 1.0))
       ->default_str("0.95")
       ->group(group);
-  command->add_option("--seed", options->sampling.seed, "Seed of the sampling")
-      ->default_str("1")
-      ->group(group);
+  command->add_option("--seed", options->sampling.seed, "Seed of the sampling")->default_str("1")->group(group);
   command->footer(
       "Reading the prompt is full attention, exact; each new token then attends to --budget "
       "tokens.\n\n"

@@ -33,8 +33,8 @@ std::string upper(std::string text) {
 }
 
 void serve(const ServeOptions& options) {
-  const PolicySettings settings = policy_settings(options.common, options.common.policies.front(),
-                                                  options.common.budgets.front());
+  const PolicySettings settings =
+      policy_settings(options.common, options.common.policies.front(), options.common.budgets.front());
   const std::string model = find_model(options.common.model);
   const std::string server = llama_server_path();
   if (settings.kind == PolicyKind::kFull) {
@@ -61,8 +61,8 @@ void serve(const ServeOptions& options) {
                                         "-fa",
                                         "on"};
   arguments.insert(arguments.end(), options.rest.begin(), options.rest.end());
-  say(fmt::format("serving {} with policy {} at http://{}:{}/v1", model, policy_name(settings.kind),
-                  options.host, options.port));
+  say(fmt::format("serving {} with policy {} at http://{}:{}/v1", model, policy_name(settings.kind), options.host,
+                  options.port));
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);
@@ -74,13 +74,10 @@ void serve(const ServeOptions& options) {
 
 void add_serve_command(CLI::App& app) {
   auto options = std::make_shared<ServeOptions>();
-  CLI::App* command =
-      app.add_subcommand("serve", "llama-server with FASA loaded: an OpenAI-compatible API");
+  CLI::App* command = app.add_subcommand("serve", "llama-server with FASA loaded: an OpenAI-compatible API");
   add_common_options(*command, options->common, Arity::kOne, Arity::kOne, "fasa");
   command->add_option("--host", options->host, "Address to listen at")->default_str("127.0.0.1");
-  command->add_option("--port", options->port, "Port to listen at")
-      ->check(CLI::Range(0, 65535))
-      ->default_str("8080");
+  command->add_option("--port", options->port, "Port to listen at")->check(CLI::Range(0, 65535))->default_str("8080");
   command->add_option("arguments", options->rest, "After --: passed to llama-server as they are");
   command->footer(
       "Runs llama.cpp's own llama-server, unmodified; FASA is a library that it loads. Decoding "

@@ -28,21 +28,18 @@ std::vector<Wish> wishes(const CommonOptions& options) {
 
 }  // namespace
 
-Session::Session(const CommonOptions& options,
-                 const std::function<ContextOptions(const Model&)>& size, Full full) {
+Session::Session(const CommonOptions& options, const std::function<ContextOptions(const Model&)>& size, Full full) {
   const std::vector<Wish> all = wishes(options);
-  const bool sparse = std::any_of(all.begin(), all.end(), [](const Wish& wish) {
-    return wish.settings.kind != PolicyKind::kFull;
-  });
+  const bool sparse =
+      std::any_of(all.begin(), all.end(), [](const Wish& wish) { return wish.settings.kind != PolicyKind::kFull; });
   const std::string path = find_model(options.model);
   const std::string profile = sparse ? find_profile(options.profile, path) : "";
   start_llama(options.verbose);
   model_ = std::make_unique<Model>(path);
   if (sparse) check_profile(profile, *model_);
   const ContextOptions context = size(*model_);
-  const bool plain = std::any_of(all.begin(), all.end(), [](const Wish& wish) {
-    return wish.settings.kind == PolicyKind::kFull;
-  });
+  const bool plain =
+      std::any_of(all.begin(), all.end(), [](const Wish& wish) { return wish.settings.kind == PolicyKind::kFull; });
   if (plain || full != Full::kNoReference) {
     reference_ = std::make_unique<LlamaContext>(*model_, context);
   }
@@ -79,8 +76,7 @@ ReadBytes Session::measure(Lane& lane, const std::function<int64_t()>& decode) {
   lane.index_bytes += stats.index_bytes - before.index_bytes;
   const auto tokens = static_cast<double>(num_tokens);
   const double layers = llama_model_n_layer(model().get());
-  const double claimed =
-      static_cast<double>(stats.sparse_calls + stats.dense_calls) / tokens / layers;
+  const double claimed = static_cast<double>(stats.sparse_calls + stats.dense_calls) / tokens / layers;
   return {static_cast<double>(stats.kv_bytes_read) / tokens + full * std::max(0.0, 1 - claimed),
           static_cast<double>(stats.index_bytes_read) / tokens};
 }

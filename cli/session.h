@@ -33,8 +33,7 @@ class Session {
 
   // Loads the model, creates the plain context `reference`, then (if a policy asks for it) loads
   // the backend and creates a context for each policy and budget.
-  Session(const CommonOptions& options, const std::function<ContextOptions(const Model&)>& size,
-          Full full);
+  Session(const CommonOptions& options, const std::function<ContextOptions(const Model&)>& size, Full full);
 
   const Model& model() const { return *model_; }
   LlamaContext& reference() { return *reference_; }

@@ -35,8 +35,8 @@ struct Part {
 };
 
 // The first `context` tokens from `begin` on, or fewer if the part has fewer.
-std::vector<int32_t> tokens_from(const TextFiles& texts, int64_t begin, int64_t end,
-                                 int64_t context, const Tokenize& tokenize) {
+std::vector<int32_t> tokens_from(const TextFiles& texts, int64_t begin, int64_t end, int64_t context,
+                                 const Tokenize& tokenize) {
   for (int64_t bytes = context * kBytesPerToken;; bytes *= 2) {
     const int64_t count = std::min(bytes, end - begin);
     std::vector<int32_t> tokens = tokenize(texts.read(begin, count));
@@ -54,12 +54,10 @@ TextFiles::TextFiles(const std::vector<std::string>& paths) {
   for (const std::string& path : paths) {
     std::error_code ignored;
     if (!std::filesystem::exists(path, ignored)) {
-      throw Error(ErrorCode::kNotFound,
-                  fmt::format("there is no text file {}: give --text a file that exists", path));
+      throw Error(ErrorCode::kNotFound, fmt::format("there is no text file {}: give --text a file that exists", path));
     }
     if (!std::filesystem::is_regular_file(path, ignored) || !std::ifstream(path)) {
-      throw Error(ErrorCode::kInvalidArgument,
-                  fmt::format("{} is not a readable text file: give --text a file", path));
+      throw Error(ErrorCode::kInvalidArgument, fmt::format("{} is not a readable text file: give --text a file", path));
     }
     const auto size = static_cast<int64_t>(std::filesystem::file_size(path, ignored));
     files_.push_back({path, size_, size_ + size});
@@ -79,8 +77,7 @@ std::string TextFiles::raw(int64_t begin, int64_t count) const {
     stream.seekg(from - file.begin);
     stream.read(text.data() + at, to - from);
     if (stream.gcount() != to - from) {
-      throw Error(ErrorCode::kIo,
-                  fmt::format("{} cannot be read to its end: check the file", file.path));
+      throw Error(ErrorCode::kIo, fmt::format("{} cannot be read to its end: check the file", file.path));
     }
   }
   return text;
@@ -99,13 +96,12 @@ std::string TextFiles::read(int64_t begin, int64_t count) const {
   return text;
 }
 
-std::vector<std::vector<int32_t>> choose_windows(const TextFiles& texts, int64_t num_windows,
-                                                 int64_t context, const Tokenize& tokenize) {
+std::vector<std::vector<int32_t>> choose_windows(const TextFiles& texts, int64_t num_windows, int64_t context,
+                                                 const Tokenize& tokenize) {
   const auto attempt = [&](int64_t count) -> std::optional<std::vector<std::vector<int32_t>>> {
     std::vector<std::vector<int32_t>> windows;
     for (int64_t w = 0; w < count; ++w) {
-      const Part part{texts.size() / count * w,
-                      w + 1 == count ? texts.size() : texts.size() / count * (w + 1)};
+      const Part part{texts.size() / count * w, w + 1 == count ? texts.size() : texts.size() / count * (w + 1)};
       const int64_t slack = std::max<int64_t>(0, part.end - part.begin - context * kBytesPerToken);
       auto tokens = tokens_from(texts, part.begin + slack / 2, part.end, context, tokenize);
       if (static_cast<int64_t>(tokens.size()) < context) {
@@ -121,16 +117,13 @@ std::vector<std::vector<int32_t>> choose_windows(const TextFiles& texts, int64_t
     if (num_windows > 0) break;
   }
   const int64_t wanted = std::max<int64_t>(1, num_windows);
-  const auto have =
-      static_cast<int64_t>(tokens_from(texts, 0, texts.size(), wanted * context, tokenize).size());
-  throw Error(
-      ErrorCode::kInvalidArgument,
-      fmt::format("the text is too short: it has {}{} tokens and {} window{} of {} need{} {}"
-                  "{}: give more text, or a smaller --context{}",
-                  have < wanted * context ? "" : "about ", have, wanted, wanted == 1 ? "" : "s",
-                  context, wanted == 1 ? "s" : "", wanted * context,
-                  have < wanted * context ? "" : " evenly spread",
-                  num_windows > 1 ? " or fewer --windows" : ""));
+  const auto have = static_cast<int64_t>(tokens_from(texts, 0, texts.size(), wanted * context, tokenize).size());
+  throw Error(ErrorCode::kInvalidArgument,
+              fmt::format("the text is too short: it has {}{} tokens and {} window{} of {} need{} {}"
+                          "{}: give more text, or a smaller --context{}",
+                          have < wanted * context ? "" : "about ", have, wanted, wanted == 1 ? "" : "s", context,
+                          wanted == 1 ? "s" : "", wanted * context, have < wanted * context ? "" : " evenly spread",
+                          num_windows > 1 ? " or fewer --windows" : ""));
 }
 
 }  // namespace fasa::cli

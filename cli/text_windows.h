@@ -37,7 +37,7 @@ using Tokenize = std::function<std::vector<int32_t>(const std::string& text)>;
 // `num_windows` windows of `context` tokens each (0: up to 4, or as many as fit), in the middle of
 // equal parts of the text. Throws Error(kInvalidArgument), with the number of tokens there are, if
 // the text is too short.
-std::vector<std::vector<int32_t>> choose_windows(const TextFiles& texts, int64_t num_windows,
-                                                 int64_t context, const Tokenize& tokenize);
+std::vector<std::vector<int32_t>> choose_windows(const TextFiles& texts, int64_t num_windows, int64_t context,
+                                                 const Tokenize& tokenize);
 
 }  // namespace fasa::cli

@@ -14,8 +14,7 @@ namespace {
 class TextWindows : public testing::Test {
  protected:
   TextWindows()
-      : dir_(std::filesystem::temp_directory_path() /
-             ("fasa-text-windows-test-" + std::to_string(getpid()))) {
+      : dir_(std::filesystem::temp_directory_path() / ("fasa-text-windows-test-" + std::to_string(getpid()))) {
     std::filesystem::create_directories(dir_);
   }
   ~TextWindows() override { std::filesystem::remove_all(dir_); }

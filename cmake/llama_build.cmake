@@ -8,7 +8,13 @@ function(fasa_shorten_build)
   endforeach()
   target_compile_options(mtmd PRIVATE -O0)
   set_target_properties(mtmd PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 12)
+  # Its helpers refuse to be compiled beside its internal headers.
+  file(GLOB helpers ${CMAKE_SOURCE_DIR}/tools/mtmd/mtmd-helper*.cpp)
+  set_source_files_properties(${helpers} TARGET_DIRECTORY mtmd PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
   set_target_properties(llama-common server-context PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 6)
+  # json.cpp specialises templates that other files of its batch instantiate.
+  set_source_files_properties(${CMAKE_SOURCE_DIR}/common/json.cpp TARGET_DIRECTORY llama-common
+                              PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 
   # libllama's unity batches are its model files; the core files are compiled one by one.
   target_compile_options(llama PRIVATE -O1)

@@ -21,12 +21,12 @@ extern "C" {
 typedef int (*fasa_ggml_configure_t)(const char* settings, const char** message);
 
 struct fasa_ggml_stats {
-  int64_t sparse_calls;   /* query tokens x layers that were decoded sparsely */
-  int64_t dense_calls;    /* the same, by our dense attention */
-  int64_t kv_bytes_read;  /* bytes of K and V that those read */
+  int64_t sparse_calls;  /* query tokens x layers that were decoded sparsely */
+  int64_t dense_calls;   /* the same, by our dense attention */
+  int64_t kv_bytes_read; /* bytes of K and V that those read */
   int64_t index_bytes_read;
-  int64_t index_bytes;    /* memory that all indices hold now, their bookkeeping included */
-  int64_t rows_rebuilt;   /* index rows made again from K (state load, shift, copy) */
+  int64_t index_bytes;  /* memory that all indices hold now, their bookkeeping included */
+  int64_t rows_rebuilt; /* index rows made again from K (state load, shift, copy) */
 };
 /* "fasa_ggml_stats": sums over all contexts of the process since the last reset (index_bytes: now). */
 typedef void (*fasa_ggml_stats_t)(struct fasa_ggml_stats* out, int reset);

@@ -7,8 +7,7 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
-    const fasa::Profile profile =
-        fasa::parse_profile({reinterpret_cast<const char*>(data), size}, "fuzz");
+    const fasa::Profile profile = fasa::parse_profile({reinterpret_cast<const char*>(data), size}, "fuzz");
     const std::string text = fasa::profile_to_json(profile);
     if (fasa::profile_to_json(fasa::parse_profile(text, "fuzz")) != text) std::abort();
   } catch (const fasa::Error& e) {
