@@ -165,15 +165,6 @@ std::string paged_fused_refusal(const PagedShape& s, const PagedDevice& device) 
   if (s.fcs_per_query_head != 0 && s.tokens_per_query_head == 0 && s.group() > 1) {
     return "heads with frequency chunks of their own choose tokens together";
   }
-  PagedPlan plan;
-  plan.score_ctas = 8;
-  plan.score_threads = 256;
-  plan.cluster = 1;
-  plan.attend_threads = 256;
-  complete_plan(s, plan);
-  if (plan.attend_smem > kPagedSharedMemory || 8 * plan.slots >= 65536) {
-    return "the budget is too large for shared memory";
-  }
   return "";
 }
 
@@ -195,15 +186,25 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   p.workspace_bytes = round_up(sets * p.score_ctas * p.slots * 8, 256) + round_up(sets * p.score_ctas * 4, 256);
 }
 
+namespace {
+
+PagedPlan generic_plan(const PagedShape& s) {
+  PagedPlan p;
+  const int64_t sets = int64_t{s.num_seqs} * s.num_query_tokens * s.num_sets();
+  p.workspace_bytes =
+      round_up(sets * s.max_length * 4, 256) + round_up(sets * s.budget * 4, 256) + round_up(sets * 4, 256);
+  return p;
+}
+bool fits(const PagedPlan& p) {
+  return p.score_smem <= kPagedSharedMemory && p.attend_smem <= kPagedSharedMemory && p.score_ctas * p.slots < 65536;
+}
+
+}  // namespace
+
 PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   check(s);
+  if (!paged_fused_refusal(s, device).empty()) return generic_plan(s);
   PagedPlan p;
-  if (!paged_fused_refusal(s, device).empty()) {
-    const int64_t sets = int64_t{s.num_seqs} * s.num_query_tokens * s.num_sets();
-    p.workspace_bytes =
-        round_up(sets * s.max_length * 4, 256) + round_up(sets * s.budget * 4, 256) + round_up(sets * 4, 256);
-    return p;
-  }
   // One wave of CTAs where the tokens fit, none with less than 512 tokens.
   const int64_t rows = score_rows(s);
   const int64_t room = int64_t{device.num_sms} * 4;
@@ -227,11 +228,11 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
     p.score_ctas *= 2;
     complete_plan(s, p);
   }
-  if (p.score_smem > kPagedSharedMemory || p.attend_smem > kPagedSharedMemory || p.score_ctas * p.slots >= 65536) {
-    refuse("max_length " + number(s.max_length) + " with budget " + number(s.budget) +
-           " needs more shared memory than a CTA has; lower one of them");
+  while (!fits(p) && p.score_ctas > 1) {
+    p.score_ctas /= 2;
+    complete_plan(s, p);
   }
-  return p;
+  return fits(p) ? p : generic_plan(s);
 }
 
 PagedSelectPlan paged_select_plan(const PagedSelectArgs& a, const PagedDevice& device) {

@@ -1,5 +1,6 @@
 // The paged decode step, scalar, f64 but for what paged.h fixes bit by bit (index codes, 16-bit queries).
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -24,26 +25,30 @@ uint16_t half_bits(const char* row, int64_t i) {
   std::memcpy(&bits, row + 2 * i, 2);
   return bits;
 }
+// Magnitudes of the codes 0..126; 127 is NaN.
+const std::array<float, 127>& e4m3_magnitudes() {
+  static const std::array<float, 127> table = [] {
+    std::array<float, 127> t{};
+    for (int b = 0; b < 127; ++b) t[b] = b < 8 ? std::ldexp(b, -9) : std::ldexp(8 + b % 8, b / 8 - 10);
+    return t;
+  }();
+  return table;
+}
 float e4m3_to_f32(uint8_t b) {
-  const int exponent = b >> 3 & 15;
-  const int mantissa = b & 7;
-  if (exponent == 15 && mantissa == 7) return std::numeric_limits<float>::quiet_NaN();
-  const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
-                                        : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
-  return (b & 128) != 0 ? -magnitude : magnitude;
+  if ((b & 127) == 127) return std::numeric_limits<float>::quiet_NaN();
+  return (b & 128) != 0 ? -e4m3_magnitudes()[b & 127] : e4m3_magnitudes()[b];
 }
 // Nearest code, even on a tie, clamped to +-448; NaN stays NaN.
 uint8_t f32_to_e4m3(float x) {
   const int sign = std::signbit(x) ? 128 : 0;
   if (std::isnan(x)) return static_cast<uint8_t>(sign | 127);
-  const double magnitude = std::min(std::fabs(static_cast<double>(x)), 448.0);
-  int best = 0;
-  for (int code = 1; code < 127; ++code) {
-    const double closer = std::fabs(e4m3_to_f32(static_cast<uint8_t>(best)) - magnitude) -
-                          std::fabs(e4m3_to_f32(static_cast<uint8_t>(code)) - magnitude);
-    if (closer > 0 || (closer == 0 && code % 2 == 0)) best = code;
-  }
-  return static_cast<uint8_t>(sign | best);
+  const auto& table = e4m3_magnitudes();
+  const float magnitude = std::min(std::fabs(x), 448.0F);
+  const auto above = static_cast<int>(std::lower_bound(table.begin(), table.end(), magnitude) - table.begin());
+  if (above == 0) return static_cast<uint8_t>(sign);
+  const double closer =
+      (double{magnitude} - table[above - 1]) - (double{table[above]} - magnitude);  // to the upper one
+  return static_cast<uint8_t>(sign | (closer > 0 || (closer == 0 && above % 2 == 0) ? above : above - 1));
 }
 
 float load_query(PagedKvType type, const char* row, int64_t i) {
