@@ -39,6 +39,12 @@ double number(const Json& row, const char* name) {
   return at != row.end() && at->is_number() ? at->get<double>() : std::numeric_limits<double>::quiet_NaN();
 }
 
+// 0 where there is none.
+int64_t whole(const Json& row, const char* name) {
+  const double value = number(row, name);
+  return std::abs(value) < 1e15 ? static_cast<int64_t>(value) : 0;
+}
+
 std::string word(const Json& row, const char* name) {
   const auto at = row.find(name);
   return at == row.end() ? "" : shown(*at);
@@ -132,9 +138,9 @@ Section kl_section(const std::vector<Named>& named) {
   std::map<KlKey, KlCell> cells;
   std::set<std::pair<std::string, int64_t>> grounds;
   for (const Named& entry : named) {
-    const auto context = static_cast<int64_t>(number(*entry.row, "context"));
+    const auto context = whole(*entry.row, "context");
     const std::string model = word(*entry.row, "model");
-    cells[{model, context, entry.name, static_cast<int64_t>(number(*entry.row, "budget"))}].add(*entry.row);
+    cells[{model, context, entry.name, whole(*entry.row, "budget")}].add(*entry.row);
     grounds.insert({model, context});
   }
   std::vector<std::pair<KlKey, KlCell>> sorted(cells.begin(), cells.end());
@@ -167,8 +173,8 @@ Section kl_section(const std::vector<Named>& named) {
 }
 
 std::string lane_name(const Named& entry) {
-  const double budget = number(*entry.row, "budget");
-  return entry.name + (budget > 0 ? fmt::format(" {:.0f}", budget) : "");
+  const int64_t budget = whole(*entry.row, "budget");
+  return entry.name + (budget > 0 ? fmt::format(" {}", budget) : "");
 }
 
 Section needle_section(const std::vector<Named>& named) {

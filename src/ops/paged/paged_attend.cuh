@@ -45,15 +45,15 @@ struct SelectShared {
 };
 
 struct Threshold {
-  u32 key;    // kept: keys above it,
-  u32 equal;  // and this many equal to it, the first ones
-  u32 kept;   // in all
-  bool exact;  // no CTA kept back a key that may belong to them
+  u32 key;     // kept: keys above it,
+  u32 equal;   // and this many equal to it, the first ones
+  u32 kept;    // in all
+  bool exact;  // no CTA kept back a key above `key` (one equal to it is as good as those kept)
 };
 
 // The `need` best of slots[0..count), shared memory. dropped: [ctas], global.
-__device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2* slots, int count,
-                                                    u32 need, const u32* dropped, int ctas) {
+__device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2* slots, int count, u32 need,
+                                                    const u32* dropped, int ctas) {
   const int tid = threadIdx.x;
   const int nt = blockDim.x;
   const int lane = tid & 31;
@@ -141,14 +141,14 @@ __device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2
     to = last;
     __syncthreads();
   }
-  t.exact = s.dropped < (t.equal != 0 ? t.key : t.key + 1U);
+  t.exact = s.dropped <= t.key;
   return t;
 }
 
 // Calls emit(token, place) for every kept slot; places 0..kept-1 in a fixed order.
 template <class Emit>
-__device__ __forceinline__ void emit_kept(u32* warps, const uint2* slots, int count,
-                                          const Threshold& t, const Emit& emit) {
+__device__ __forceinline__ void emit_kept(u32* warps, const uint2* slots, int count, const Threshold& t,
+                                          const Emit& emit) {
   const int tid = threadIdx.x;
   const int nt = blockDim.x;
   // Both counts in one word: above in the low half, equal in the high one (count < 2^16).

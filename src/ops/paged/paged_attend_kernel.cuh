@@ -2,6 +2,7 @@
 #pragma once
 
 #include "src/ops/paged/paged_attend.cuh"
+#include "src/ops/paged/paged_kernels.cuh"
 
 namespace fasa::ops::paged {
 
@@ -53,8 +54,8 @@ struct Partial {
 
 template <int kDim, bool kF16>
 __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* list, int first, int n,
-                                            const u32 (&q)[kDim / 16][2], const char* k_base,
-                                            const char* v_base, Partial<kDim>& o) {
+                                            const u32 (&q)[kDim / 16][2], const char* k_base, const char* v_base,
+                                            Partial<kDim>& o) {
   constexpr int kPieces = kDim / 32;  // 16-byte pieces of K a lane
   const int lane = threadIdx.x & 31;
   const int g = lane >> 2;
@@ -64,8 +65,7 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* lis
   for (int h = 0; h < 2; ++h) {
     const int i = first + h * 8 + g;
     const int2 at = list[i < n ? i : first];
-    const char* row =
-        k_base + at.x * p.a.k.block_stride + at.y * p.a.k.token_stride + c * 16;
+    const char* row = k_base + at.x * p.a.k.block_stride + at.y * p.a.k.token_stride + c * 16;
 #pragma unroll
     for (int j = 0; j < kPieces; ++j) k[h][j] = load_stream<uint4>(row + j * 64);
   }
@@ -136,18 +136,16 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* lis
       const u32 x1 = (&v[1].x)[x];
       const u32 x2 = (&v[2].x)[x];
       const u32 x3 = (&v[3].x)[x];
-      mma_rows<kF16>(o.out[j * 8 + 2 * x], a0, a2, __byte_perm(x0, x1, 0x5410),
-                     __byte_perm(x2, x3, 0x5410));
-      mma_rows<kF16>(o.out[j * 8 + 2 * x + 1], a0, a2, __byte_perm(x0, x1, 0x7632),
-                     __byte_perm(x2, x3, 0x7632));
+      mma_rows<kF16>(o.out[j * 8 + 2 * x], a0, a2, __byte_perm(x0, x1, 0x5410), __byte_perm(x2, x3, 0x5410));
+      mma_rows<kF16>(o.out[j * 8 + 2 * x + 1], a0, a2, __byte_perm(x0, x1, 0x7632), __byte_perm(x2, x3, 0x7632));
     }
   }
 }
 
 // Sums the warps' partials of the CTA into part/stats, then the cluster's into the output.
 template <int kDim, bool kF16>
-__device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r, int n,
-                                        Partial<kDim>& o, float* part, float* stats, float* sums) {
+__device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r, int n, Partial<kDim>& o, float* part,
+                                        float* stats, float* sums) {
   using T = Team<true>;
   const int tid = threadIdx.x;
   const int nt = blockDim.x;
@@ -155,7 +153,7 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
   const int warp = tid >> 5;
   const int g = lane >> 2;
   const int c = lane & 3;
-  float* maxima = stats;        // [8] of this CTA, then [8] sums
+  float* maxima = stats;         // [8] of this CTA, then [8] sums
   float* of_warps = stats + 32;  // [warps][4 or 8 heads x (maximum, sum)]: 8 floats a warp and half
   o.sum += __shfl_xor_sync(kFullWarp, o.sum, 1);
   o.sum += __shfl_xor_sync(kFullWarp, o.sum, 2);
@@ -168,10 +166,10 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
       for (int x = 0; x < 2; ++x) {
         const int d = (2 * c + x + 8 * j) * 8;
         if (kDim % 64 == 0 || d < kDim) {
-          *reinterpret_cast<float4*>(to + d) = make_float4(
-              o.out[j * 8][x], o.out[j * 8 + 1][x], o.out[j * 8 + 2][x], o.out[j * 8 + 3][x]);
-          *reinterpret_cast<float4*>(to + d + 4) = make_float4(
-              o.out[j * 8 + 4][x], o.out[j * 8 + 5][x], o.out[j * 8 + 6][x], o.out[j * 8 + 7][x]);
+          *reinterpret_cast<float4*>(to + d) =
+              make_float4(o.out[j * 8][x], o.out[j * 8 + 1][x], o.out[j * 8 + 2][x], o.out[j * 8 + 3][x]);
+          *reinterpret_cast<float4*>(to + d + 4) =
+              make_float4(o.out[j * 8 + 4][x], o.out[j * 8 + 5][x], o.out[j * 8 + 6][x], o.out[j * 8 + 7][x]);
         }
       }
     }
@@ -224,14 +222,13 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
       }
     }
     const float out = sum == 0.0F ? 0.0F : value / sum;
-    char* to = static_cast<char*>(p.a.out.data) + r.seq * p.a.out.seq_stride +
-               r.query * p.a.out.token_stride + (r.head0 + h) * p.a.out.head_stride;
+    char* to = static_cast<char*>(p.a.out.data) + r.seq * p.a.out.seq_stride + r.query * p.a.out.token_stride +
+               (r.head0 + h) * p.a.out.head_stride;
     reinterpret_cast<unsigned short*>(to)[i - h * kDim] = to_half<kF16>(out);
     if (p.a.lse != nullptr && i == h * kDim) {
       const PagedShape& s = p.a.shape;
-      p.a.lse[(static_cast<int64_t>(r.seq) * s.num_query_tokens + r.query) * s.num_q_heads +
-              r.head0 + h] = sum == 0.0F ? -__int_as_float(0x7F800000)
-                                         : (m + log2f(sum)) * 0.69314718F;
+      p.a.lse[(static_cast<int64_t>(r.seq) * s.num_query_tokens + r.query) * s.num_q_heads + r.head0 + h] =
+          sum == 0.0F ? -__int_as_float(0x7F800000) : (m + log2f(sum)) * 0.69314718F;
     }
   }
   T::sync();
@@ -242,13 +239,13 @@ __device__ __forceinline__ void write_nothing(const StepParams& p, const AttendR
   const PagedShape& s = p.a.shape;
   if (Team<true>::rank() != 0) return;
   for (int i = threadIdx.x; i < r.heads * kDim; i += blockDim.x) {
-    char* to = static_cast<char*>(p.a.out.data) + r.seq * p.a.out.seq_stride +
-               r.query * p.a.out.token_stride + (r.head0 + i / kDim) * p.a.out.head_stride;
+    char* to = static_cast<char*>(p.a.out.data) + r.seq * p.a.out.seq_stride + r.query * p.a.out.token_stride +
+               (r.head0 + i / kDim) * p.a.out.head_stride;
     reinterpret_cast<unsigned short*>(to)[i % kDim] = 0;
   }
   if (p.a.lse != nullptr && threadIdx.x < r.heads) {
-    p.a.lse[(static_cast<int64_t>(r.seq) * s.num_query_tokens + r.query) * s.num_q_heads +
-            r.head0 + threadIdx.x] = -__int_as_float(0x7F800000);
+    p.a.lse[(static_cast<int64_t>(r.seq) * s.num_query_tokens + r.query) * s.num_q_heads + r.head0 + threadIdx.x] =
+        -__int_as_float(0x7F800000);
   }
   if (p.a.kept != nullptr && r.reports) {
     for (int i = threadIdx.x; i < s.budget; i += blockDim.x) p.a.kept[r.set * s.budget + i] = -1;
@@ -256,18 +253,13 @@ __device__ __forceinline__ void write_nothing(const StepParams& p, const AttendR
 }
 
 // The whole row is scored again, token by token (paged_exact.cuh). Returns how many this CTA keeps.
-__device__ __noinline__ u32 select_again(const StepParams& p, const AttendRow& r, int seen,
-                                         ExactShared& s, u32* query, int2* list, u32* all) {
+__device__ __noinline__ inline u32 select_again(const StepParams& p, const AttendRow& r, int seen, ExactShared& s,
+                                                u32* query, int2* list, u32* all) {
   const PagedShape& shape = p.a.shape;
   const bool own = shape.tokens_per_query_head != 0;
   // The whole group scores, also where this row attends for a part of it.
-  ScalarScorer scorer{&p,
-                      r.seq,
-                      own ? r.head0 : r.kv_head * shape.group(),
-                      own ? 1 : shape.group(),
-                      r.kv_head,
-                      query + 4,
-                      query};
+  ScalarScorer scorer{&p,        r.seq, own ? r.head0 : r.kv_head * shape.group(), own ? 1 : shape.group(), r.kv_head,
+                      query + 4, query};
   scorer.prepare(r.query);
   const int forced = shape.sinks + shape.recent;
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
@@ -298,10 +290,10 @@ __device__ __noinline__ u32 select_again(const StepParams& p, const AttendRow& r
 }
 
 template <int kDim, bool kF16>
-__global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1)
-    attend_kernel(const __grid_constant__ StepParams p) {
+__global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1) attend_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(16) char memory[];
+  touch_parameters(p);
   using T = Team<true>;
   const PagedShape& shape = p.a.shape;
   const int tid = threadIdx.x;
@@ -313,8 +305,7 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1)
   const int rank = T::rank();
   const AttendRow r = attend_row(shape, static_cast<int>(blockIdx.x) / size);
   const int count = p.plan.score_ctas * p.plan.slots;
-  const AttendLayout layout =
-      attend_layout(shape.budget, kDim, p.plan.heads_per_row, nt, count, shape.index_dims);
+  const AttendLayout layout = attend_layout(shape.budget, kDim, p.plan.heads_per_row, nt, count, shape.index_dims);
   auto& select = *reinterpret_cast<SelectShared*>(memory + layout.select);
   int2* list = reinterpret_cast<int2*>(memory + layout.list);
   float* part = reinterpret_cast<float*>(memory + layout.part);
@@ -366,11 +357,10 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1)
     for (int i = tid; i < count / 2; i += nt) copy_async16(slots + 2 * i, from + 2 * i);
     copy_async_wait();
     __syncthreads();
-    const Threshold t = find_threshold(select, slots, count, need,
-                                       p.dropped + r.set * p.plan.score_ctas, p.plan.score_ctas);
+    const Threshold t =
+        find_threshold(select, slots, count, need, p.dropped + r.set * p.plan.score_ctas, p.plan.score_ctas);
     if (t.exact) {
-      emit_kept(select.warps, slots, count, t,
-                [&](int token, u32 i) { put(token, static_cast<u32>(forced) + i); });
+      emit_kept(select.warps, slots, count, t, [&](int token, u32 i) { put(token, static_cast<u32>(forced) + i); });
       kept += static_cast<int>(t.kept);
     } else {
       again = true;
@@ -379,14 +369,13 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1)
   if (again) {
     __syncthreads();
     u32 all = 0;
-    n = static_cast<int>(select_again(p, r, seen, *reinterpret_cast<ExactShared*>(memory),
-                                      reinterpret_cast<u32*>(slots), list, &all));
+    n = static_cast<int>(
+        select_again(p, r, seen, *reinterpret_cast<ExactShared*>(memory), reinterpret_cast<u32*>(slots), list, &all));
     kept = static_cast<int>(all);
     __syncthreads();
   } else {
     for (int i = tid; i < forced; i += nt) {
-      put(all_kept || i < shape.sinks ? i : seen - shape.recent + (i - shape.sinks),
-          static_cast<u32>(i));
+      put(all_kept || i < shape.sinks ? i : seen - shape.recent + (i - shape.sinks), static_cast<u32>(i));
     }
     n = (kept - rank + size - 1) / size;
     __syncthreads();
@@ -405,8 +394,7 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1)
   constexpr int kLines = (kDim * 2 + 127) / 128;
   for (int i = tid; i < n * kLines; i += nt) {
     const int2 at = list[i / kLines];
-    prefetch_l2(v_base + at.x * p.a.v.block_stride + at.y * p.a.v.token_stride +
-                i % kLines * 128);
+    prefetch_l2(v_base + at.x * p.a.v.block_stride + at.y * p.a.v.token_stride + i % kLines * 128);
   }
   Partial<kDim> o;
 #pragma unroll
@@ -419,12 +407,5 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1)
   combine<kDim, kF16>(p, r, n, o, part, stats, reinterpret_cast<float*>(slots));
 #endif
 }
-
-using AttendKernel = void (*)(const StepParams);
-AttendKernel attend_kernel_64(bool is_f16);
-AttendKernel attend_kernel_96(bool is_f16);
-AttendKernel attend_kernel_128(bool is_f16);
-AttendKernel attend_kernel_192(bool is_f16);
-AttendKernel attend_kernel_256(bool is_f16);
 
 }  // namespace fasa::ops::paged

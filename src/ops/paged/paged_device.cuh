@@ -18,8 +18,8 @@ using u32 = uint32_t;
 struct StepParams {
   PagedArgs a;
   PagedPlan plan;
-  uint2* slots = nullptr;  // [score sets][score_ctas][plan.slots] (key, token), key 0: empty
-  u32* dropped = nullptr;  // [score sets][score_ctas] no key that the CTA kept back is above it
+  uint2* slots = nullptr;   // [score sets][score_ctas][plan.slots] (key, token), key 0: empty
+  u32* dropped = nullptr;   // [score sets][score_ctas] no key that the CTA kept back is above it
   int32_t page_shift = -1;  // log2(page_size) where it is a power of two
 };
 
@@ -34,6 +34,21 @@ __device__ __forceinline__ void grid_launch_dependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+// Kernel parameters lie in constant memory that is cold at every launch: a miss costs as much as one of global memory,
+// and the first use of each line would wait for one in turn. This asks for all lines at once, before grid_wait.
+template <class Params>
+__device__ __forceinline__ void touch_parameters(const Params& p) {
+  constexpr int kLine = 64;
+  int zero;
+  asm volatile("mov.u32 %0, 0;" : "=r"(zero));  // an index that the compiler cannot fold: a load, not an operand
+  const u32* words = reinterpret_cast<const u32*>(&p) + zero;
+  u32 x[(sizeof(Params) + kLine - 1) / kLine];
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(x) / 4); ++i) x[i] = words[i * (kLine / 4)];
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(x) / 4); ++i) asm volatile("" ::"r"(x[i]));
 }
 
 // Index bytes are streamed once, and a later step's launch may overlap the writer of a neighbouring
@@ -60,16 +75,12 @@ __device__ __forceinline__ uint4 load_stream<uint4>(const void* p) {
                : "l"(p));
   return v;
 }
-__device__ __forceinline__ void prefetch_l2(const void* p) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-}
+__device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 __device__ __forceinline__ void copy_async16(void* shared, const void* global) {
   const u32 s = static_cast<u32>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(s), "l"(global) : "memory");
 }
-__device__ __forceinline__ void copy_async_wait() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
+__device__ __forceinline__ void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Scores as unsigned keys in the same order; 0 is below every score and means "none".
 __device__ __forceinline__ u32 key_of(int s) { return static_cast<u32>(s) ^ 0x80000000U; }
@@ -91,13 +102,11 @@ __device__ __forceinline__ Place place_of(const StepParams& p, int token) {
   const int page = token / p.a.shape.page_size;
   return {page, token - page * p.a.shape.page_size};
 }
-__device__ __forceinline__ int64_t cache_offset(const PagedCache& c, int block, int head,
-                                                int offset) {
+__device__ __forceinline__ int64_t cache_offset(const PagedCache& c, int block, int head, int offset) {
   return block * c.block_stride + head * c.head_stride + offset * c.token_stride;
 }
 __device__ __forceinline__ const char* row_at(const PagedRows& r, int seq, int token, int head) {
-  return static_cast<const char*>(r.data) + seq * r.seq_stride + token * r.token_stride +
-         head * r.head_stride;
+  return static_cast<const char*>(r.data) + seq * r.seq_stride + token * r.token_stride + head * r.head_stride;
 }
 
 template <class T>
@@ -124,9 +133,7 @@ __device__ __forceinline__ u32 encode_fp8(float x) {
 }
 __device__ __forceinline__ u32 encode_bf16(float x) {
   const float m = 3.3895313892515355e38F;  // largest finite bf16
-  return x == x ? static_cast<u32>(
-                      __bfloat16_as_ushort(__float2bfloat16_rn(fminf(fmaxf(x, -m), m))))
-                : 0U;
+  return x == x ? static_cast<u32>(__bfloat16_as_ushort(__float2bfloat16_rn(fminf(fmaxf(x, -m), m)))) : 0U;
 }
 
 }  // namespace fasa::ops::paged

@@ -10,9 +10,9 @@ namespace fasa::ops::paged {
 struct GenericParams {
   PagedArgs a;
   int32_t page_shift = -1;
-  u32* keys = nullptr;       // [sets of all query tokens][max_length]
-  int32_t* list = nullptr;   // [sets of all query tokens][budget]
-  int32_t* counts = nullptr; // [sets of all query tokens]
+  u32* keys = nullptr;        // [sets of all query tokens][max_length]
+  int32_t* list = nullptr;    // [sets of all query tokens][budget]
+  int32_t* counts = nullptr;  // [sets of all query tokens]
 };
 
 void launch_generic(const GenericParams& p, cudaStream_t stream);

@@ -13,6 +13,7 @@
 #pragma once
 
 #include "src/ops/paged/paged_codec.cuh"
+#include "src/ops/paged/paged_kernels.cuh"
 #include "src/ops/paged/paged_prune.cuh"
 
 namespace fasa::ops::paged {
@@ -23,9 +24,9 @@ struct ScoreRow {
   int query;
   int kv_head;
   int plane;
-  int head0;   // first query head
-  int heads;   // how many
-  int set0;    // first set
+  int head0;          // first query head
+  int heads;          // how many
+  int set0;           // first set
   bool writes_kv;     // appends K and V of kv_head
   bool writes_index;  // appends the index of plane
 };
@@ -35,8 +36,7 @@ __device__ __forceinline__ ScoreRow score_row(const PagedShape& s, int row) {
   ScoreRow r;
   const int group = s.group();
   const int quads = (group + 3) / 4;
-  const int rows = s.fcs_per_query_head != 0 ? s.num_q_heads
-                                             : s.num_kv_heads * (kSets == 1 ? 1 : quads);
+  const int rows = s.fcs_per_query_head != 0 ? s.num_q_heads : s.num_kv_heads * (kSets == 1 ? 1 : quads);
   const int token = row / rows;
   const int x = row - token * rows;
   r.seq = token / s.num_query_tokens;
@@ -74,10 +74,8 @@ __device__ __forceinline__ void append_kv(const StepParams& p, const ScoreRow& r
     if (position < 0) continue;
     const Place place = place_of(p, position);
     const int block = __ldcg(p.a.block_table + r.seq * p.a.block_table_stride + place.page);
-    char* k = static_cast<char*>(p.a.k.data) +
-              cache_offset(p.a.k, block, r.kv_head, place.offset);
-    char* v = static_cast<char*>(p.a.v.data) +
-              cache_offset(p.a.v, block, r.kv_head, place.offset);
+    char* k = static_cast<char*>(p.a.k.data) + cache_offset(p.a.k, block, r.kv_head, place.offset);
+    char* v = static_cast<char*>(p.a.v.data) + cache_offset(p.a.v, block, r.kv_head, place.offset);
     const char* from_k = row_at(p.a.k_new, r.seq, i, r.kv_head);
     const char* from_v = row_at(p.a.v_new, r.seq, i, r.kv_head);
     for (int c = lane; c < 2 * chunks; c += 32) {
@@ -122,6 +120,7 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
   extern __shared__ __align__(16) u32 shared[];
   auto& s = *reinterpret_cast<PruneShared<kSets>*>(shared);
   u32* keys = shared + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4) / 4;
+  touch_parameters(p);
   const PagedShape& shape = p.a.shape;
   const int nt = blockDim.x;
   const int tid = threadIdx.x;
@@ -149,22 +148,20 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
   const int hi_old = min(hi, first_new);
   const int units = hi_old > lo ? (hi_old + 15) >> 4 : 0;
 
-  const char* base = static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride +
-                     c * static_cast<int>(sizeof(Slice));
+  const char* base =
+      static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride + c * static_cast<int>(sizeof(Slice));
   const bool whole_units = (shape.page_size & 15) == 0;
   // Unit j of this warp's round: places of its tokens g and g + 8.
-  const auto unit_of = [&](int round, int j) {
-    return ((round * (nt >> 5) + warp) * 4 + j) * ctas + rank;
-  };
+  const auto unit_of = [&](int round, int j) { return spread_unit((round * (nt >> 5) + warp) * 4 + j, rank, ctas); };
   // Pages of whole units: one lookup a unit, made a round before its loads are.
-  const auto load_blocks = [&](int round, int (&blocks)[4]) {
+  const auto load_blocks = [&](int round, int(&blocks)[4]) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int unit = unit_of(round, j);
       blocks[j] = whole_units && unit < units ? __ldcg(table + place_of(p, unit * 16).page) : 0;
     }
   };
-  const auto load_slices = [&](int round, const int (&blocks)[4], Slice (&v)[8]) {
+  const auto load_slices = [&](int round, const int(&blocks)[4], Slice(&v)[8]) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int unit = unit_of(round, j);
@@ -173,8 +170,8 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
         for (int i = 0; i < 2; ++i) {
           const Place place = place_of(p, min(unit * 16 + g + 8 * i, hi_old - 1));
           const int block = whole_units ? blocks[j] : __ldcg(table + place.page);
-          v[2 * j + i] = load_stream<Slice>(base + block * p.a.index.block_stride +
-                                            place.offset * p.a.index.token_stride);
+          v[2 * j + i] =
+              load_stream<Slice>(base + block * p.a.index.block_stride + place.offset * p.a.index.token_stride);
         }
       }
     }
@@ -196,8 +193,7 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
     load_dims<kLaneDims>(p.a.dims + dims0, dim);
 #pragma unroll
     for (int f = 0; f < kFrags; ++f) {
-      const char* q =
-          row_at(p.a.q, r.seq, r.query, r.head0 + min(4 * f + (g >> 1), r.heads - 1));
+      const char* q = row_at(p.a.q, r.seq, r.query, r.head0 + min(4 * f + (g >> 1), r.heads - 1));
 #pragma unroll
       for (int i = 0; i < kLaneDims; ++i) x[f][i] = load_half_fresh(q + 2 * dim[i], is_f16);
     }
@@ -216,15 +212,19 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
   const bool last = rank == ctas - 1;
   if (last && appends && r.writes_kv) append_kv(p, r, length);
 
-  largest = __uint_as_float(__reduce_max_sync(kFullWarp, __float_as_uint(largest)));
+  if constexpr (kSets == 1) {
+    largest = __uint_as_float(__reduce_max_sync(kFullWarp, __float_as_uint(largest)));
+  } else {
+#pragma unroll
+    for (int o = 1; o < 8; o <<= 1) largest = fmaxf(largest, __shfl_xor_sync(kFullWarp, largest, o));
+  }
   const float inverse = Codec::query_limit() / fmaxf(largest, 1e-30F);
   typename Codec::Query query[kFrags];
 #pragma unroll
   for (int f = 0; f < kFrags; ++f) query[f] = Codec::query(x[f], inverse, (g & 1) != 0);
 
   // The scores of head c (or the best of the row's heads) for tokens g and g + 8 of a tile.
-  const Score none = kFloat ? static_cast<Score>(-__int_as_float(0x7F800000))
-                            : static_cast<Score>(-2147483647 - 1);
+  const Score none = kFloat ? static_cast<Score>(-__int_as_float(0x7F800000)) : static_cast<Score>(-2147483647 - 1);
   const auto score_tile = [&](const Slice& v0, const Slice& v1, Score& s0, Score& s1) {
     s0 = s1 = none;
 #pragma unroll
@@ -325,28 +325,16 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
     const int k = i - new_keys;
     const int round = k / kKeys;
     const int x_ = k % kKeys;
-    return kSets == 1 ? unit_of(round, c) * 16 + g + 8 * x_
-                      : unit_of(round, x_ >> 1) * 16 + g + 8 * (x_ & 1);
+    return kSets == 1 ? unit_of(round, c) * 16 + g + 8 * x_ : unit_of(round, x_ >> 1) * 16 + g + 8 * (x_ & 1);
   };
   const int set = r.set0 + (kSets == 1 ? 0 : c);
-  const int64_t where =
-      ((static_cast<int64_t>(r.seq) * shape.num_query_tokens + r.query) * shape.num_sets() +
-       (has_head ? set : r.set0)) *
-          ctas +
-      rank;
+  const int64_t where = ((static_cast<int64_t>(r.seq) * shape.num_query_tokens + r.query) * shape.num_sets() +
+                         (has_head ? set : r.set0)) *
+                            ctas +
+                        rank;
   prune<kSets, kFloat>(s, keys, n, best, least, p.plan.quota, p.plan.slots,
-                       has_head ? p.slots + where * p.plan.slots : nullptr, p.dropped + where,
-                       token_of);
+                       has_head ? p.slots + where * p.plan.slots : nullptr, p.dropped + where, token_of);
 }
-
-using ScoreKernel = void (*)(const StepParams);
-
-// The kernel of an index type for `frags` quads of heads scored together (1, 2, 4), or 4 sets at
-// once (sets = 4); null where there is none. One source file a type.
-ScoreKernel score_kernel_bf16(int dims, int frags, int sets);
-ScoreKernel score_kernel_fp8(int dims, int frags, int sets);
-ScoreKernel score_kernel_int8(int dims, int frags, int sets);
-ScoreKernel score_kernel_int4(int dims, int frags, int sets);
 
 template <class Codec>
 ScoreKernel pick_score_kernel(int frags, int sets) {
