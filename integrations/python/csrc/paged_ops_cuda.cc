@@ -60,9 +60,8 @@ void decode(const DecodeCall& call) {
   const torch::stable::accelerator::DeviceGuard guard(device);
   const ops::PagedPlan plan = plans().get(args.shape, device);
   const int64_t size[] = {plan.workspace_bytes};
-  const Tensor workspace =
-      torch::stable::new_empty(call.q, torch::headeronly::IntHeaderOnlyArrayRef(size, 1),
-                               std::make_optional(torch::headeronly::ScalarType::Byte));
+  const Tensor workspace = torch::stable::new_empty(call.q, torch::headeronly::IntHeaderOnlyArrayRef(size, 1),
+                                                    std::make_optional(torch::headeronly::ScalarType::Byte));
   ops::paged_decode_cuda(args, plan, workspace.data_ptr(), current_stream(device));
 }
 

@@ -74,8 +74,9 @@ LayerProfile measure(const LayerTensors& t, RopeSpec rope, const calibrate::Stat
     std::vector<calibrate::QuerySample> queries;
     for (int64_t i = 0; i < t.q.size(1); ++i) {
       float* q = static_cast<float*>(t.q.data_ptr()) + (w * t.q.size(1) + i) * t.q.size(2) * t.q.size(3);
-      queries.push_back({.q = {.data = q, .num_heads = t.q.size(2), .head_dim = t.q.size(3), .head_stride = t.q.size(3)},
-                         .num_rows = visible[i]});
+      queries.push_back(
+          {.q = {.data = q, .num_heads = t.q.size(2), .head_dim = t.q.size(3), .head_stride = t.q.size(3)},
+           .num_rows = visible[i]});
     }
     statistics.add(context, k, queries);
   }
@@ -153,8 +154,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fasa, m) {
   m.def("profile_parse(str json, str name) -> str");
   m.def("profile_load(str path) -> str");
   m.def("profile_save(str json, str path) -> ()");
-  m.def(
-      "profile_dims(str json, int number, int fc_count, float fc_fraction, bool share_fcs, str criterion) -> Tensor");
+  m.def("profile_dims(str json, int number, int fc_count, float fc_fraction, bool share_fcs, str criterion) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fasa, CompositeExplicitAutograd, m) {
