@@ -171,9 +171,11 @@ void add_calibrate_command(CLI::App& app) {
   command->add_flag("--verbose", options->verbose, "Show llama.cpp's messages");
   command->footer(
       "Once per model, a few minutes; all quantisations of a model share one profile, and it\n"
-      "serves every context length, budget and --n-tip.\n\n"
-      "  fasa calibrate -m model.gguf --text book.txt code.py\n\n"
-      "The same input and number of threads give the same bytes.");
+      "serves every context length, budget and --n-tip.\n"
+      "The same input and number of threads give the same bytes.\n\n"
+      "Examples:\n"
+      "  fasa calibrate --text book.txt code.py                     the demo's model\n"
+      "  fasa calibrate -m model.gguf --text book.txt -o model.fasa.json\n");
   command->callback([options] { run_calibrate(*options); });
 }
 

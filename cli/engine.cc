@@ -201,17 +201,25 @@ void LlamaContext::truncate(int64_t num_tokens) {
   size_ = num_tokens;
 }
 
-void LlamaContext::copy_from(const LlamaContext& other) {
-  truncate(0);
-  if (other.size_ == 0) return;
-  std::vector<uint8_t> state(llama_state_seq_get_size(other.get(), 0));
-  const size_t size = llama_state_seq_get_data(other.get(), state.data(), state.size(), 0);
-  if (size == 0 || llama_state_seq_set_data(get(), state.data(), size, 0) == 0) {
+std::vector<uint8_t> LlamaContext::state() const {
+  if (size_ == 0) return {};
+  std::vector<uint8_t> bytes(llama_state_seq_get_size(get(), 0));
+  if (llama_state_seq_get_data(get(), bytes.data(), bytes.size(), 0) == 0) {
     throw Error(ErrorCode::kUnsupported,
-                fmt::format("llama.cpp could not copy the state of {} tokens to another context: {}", other.size_,
+                fmt::format("llama.cpp could not save the state of {} tokens: {}", size_, last_log_error()));
+  }
+  return bytes;
+}
+
+void LlamaContext::restore(std::span<const uint8_t> state, int64_t num_tokens) {
+  truncate(0);
+  if (num_tokens == 0) return;
+  if (llama_state_seq_set_data(get(), state.data(), state.size(), 0) == 0) {
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("llama.cpp could not load the state of {} tokens into another context: {}", num_tokens,
                             last_log_error()));
   }
-  size_ = other.size_;
+  size_ = num_tokens;
 }
 
 double LlamaContext::kv_bytes_of(const Model& model, double num_tokens) const {

@@ -260,7 +260,10 @@ void add_inspect_command(CLI::App& app) {
   command->add_option("--heatmap", options->heatmap,
                       "Also draw a picture (PNG, SVG or PDF by its name; needs python3 with "
                       "matplotlib)");
-  command->footer("  fasa inspect model.fasa.json --n-tip 8 --heatmap model.png");
+  command->footer(
+      "Examples:\n"
+      "  fasa inspect model.fasa.json\n"
+      "  fasa inspect model.fasa.json --n-tip 8 --heatmap model.png\n");
   command->callback([options] { run_inspect(*options); });
 }
 

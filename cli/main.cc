@@ -25,14 +25,10 @@ int main(int argc, char** argv) {
       "  fasa bench --depth 0,4096,8000 --threads 2           is it faster here?\n"
       "  fasa eval kl --text other-text.txt                   what does it cost in quality?\n"
       "  fasa serve -m model.gguf --port 8080                 OpenAI-compatible API\n");
-#ifdef FASA_HAVE_CALIBRATE
   fasa::cli::add_calibrate_command(app);
-#endif
   fasa::cli::add_run_command(app);
   fasa::cli::add_bench_command(app);
-#ifdef FASA_HAVE_INSPECT
   fasa::cli::add_inspect_command(app);
-#endif
   fasa::cli::add_eval_command(app);
   fasa::cli::add_serve_command(app);
   try {

@@ -1,6 +1,7 @@
 # Injected into llama.cpp's own build (CMAKE_PROJECT_llama.cpp_INCLUDE), which it makes three times shorter. Its sources stay as
 # they are. ggml and the core of libllama keep their own -O3. What no token waits for (argument parsing, chat templates,
 # multimodal, HTTP, and the model files, which build a graph once and have it reused) is compiled at -O1 in large unity batches.
+set(FASA_AMX_INTRINSICS ${CMAKE_CURRENT_LIST_DIR}/amx_intrinsics.h)
 function(fasa_shorten_build)
   foreach(target llama-common server-context llama-server-impl cpp-httplib llama-bench-impl llama-completion-impl
                  llama-perplexity-impl)
@@ -23,7 +24,7 @@ function(fasa_shorten_build)
 
   # With backends as modules llama.cpp refuses GGML_NATIVE, which is what it uses otherwise: the baseline is it at its best.
   if(FASA_LLAMA_NATIVE)
-    target_compile_options(ggml-cpu PRIVATE -march=native)
+    target_compile_options(ggml-cpu PRIVATE -march=native "SHELL:-include ${FASA_AMX_INTRINSICS}")
   endif()
 endfunction()
 cmake_language(DEFER DIRECTORY ${CMAKE_SOURCE_DIR} CALL fasa_shorten_build)

@@ -50,7 +50,7 @@ void expect_near(const std::vector<std::vector<float>>& a, const std::vector<std
 }
 
 TEST(BackendDecode, SparseDecodeCountsAndKeepsItsIndex) {
-  setup().use("budget=64 sinks=4 recent=16");
+  setup().use("budget=32 sinks=4 recent=16");
   const auto logits = run();
   const fasa_ggml_stats stats = take_stats();
   EXPECT_EQ(stats.sparse_calls, (kLayers - kDenseLayers) * kSteps);

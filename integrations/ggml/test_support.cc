@@ -133,6 +133,8 @@ ModelPtr load_model(const std::string& path) {
   backend();
   llama_model_params params = llama_model_default_params();
   params.n_gpu_layers = 0;
+  // Repacked weights (AMX) quantise activations in another way for batches than for one token.
+  params.use_extra_bufts = false;
   ModelPtr model(llama_model_load_from_file(path.c_str(), params));
   EXPECT_NE(model, nullptr) << path << "\n" << take_log();
   return model;

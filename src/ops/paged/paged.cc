@@ -51,9 +51,7 @@ int64_t attend_rows(const PagedShape& s) {
   if (s.tokens_per_query_head != 0) return tokens * s.num_q_heads;
   return tokens * s.num_kv_heads * ceil_div(s.group(), 8);
 }
-bool four_sets(const PagedShape& s) {
-  return s.tokens_per_query_head != 0 && s.fcs_per_query_head == 0;
-}
+bool four_sets(const PagedShape& s) { return s.tokens_per_query_head != 0 && s.fcs_per_query_head == 0; }
 
 // Keys that a CTA publishes so that a random order overflows it less than once in 10^6 rows.
 void set_quota(int64_t budget, int32_t ctas, int32_t& quota, int32_t& slots) {
@@ -69,30 +67,25 @@ void check(const PagedShape& s) {
   require(s.num_seqs >= 1, "num_seqs is " + number(s.num_seqs) + "; give at least 1");
   require(s.num_query_tokens >= 1 && s.num_query_tokens <= kPagedMaxQueryTokens,
           "num_query_tokens is " + number(s.num_query_tokens) + "; give 1 to 8");
-  require(s.num_kv_heads >= 1 && s.num_q_heads >= 1 && s.num_q_heads % s.num_kv_heads == 0 &&
-              s.group() <= kPagedMaxGroup,
-          "num_q_heads " + number(s.num_q_heads) + " must be 1 to 16 times num_kv_heads " +
-              number(s.num_kv_heads));
-  require(s.head_dim == 64 || s.head_dim == 96 || s.head_dim == 128 || s.head_dim == 192 ||
-              s.head_dim == 256,
+  require(
+      s.num_kv_heads >= 1 && s.num_q_heads >= 1 && s.num_q_heads % s.num_kv_heads == 0 && s.group() <= kPagedMaxGroup,
+      "num_q_heads " + number(s.num_q_heads) + " must be 1 to 16 times num_kv_heads " + number(s.num_kv_heads));
+  require(s.head_dim == 64 || s.head_dim == 96 || s.head_dim == 128 || s.head_dim == 192 || s.head_dim == 256,
           "head_dim is " + number(s.head_dim) + "; give 64, 96, 128, 192 or 256");
-  require(s.page_size >= 1 && s.page_size <= 256,
-          "page_size is " + number(s.page_size) + "; give 1 to 256");
+  require(s.page_size >= 1 && s.page_size <= 256, "page_size is " + number(s.page_size) + "; give 1 to 256");
   require(static_cast<int32_t>(s.kv_type) >= 0 && static_cast<int32_t>(s.kv_type) <= 2,
           "kv_type is unknown; give bf16, f16 or fp8 e4m3");
   require(static_cast<int32_t>(s.index_type) >= 0 && static_cast<int32_t>(s.index_type) <= 3,
           "index_type is unknown; give bf16, fp8 e4m3, int8 or int4");
-  require(s.index_dims >= 2 && s.index_dims % 2 == 0 && s.index_dims <= s.head_dim,
-          "index_dims is " + number(s.index_dims) +
-              "; give an even number (two dims a frequency chunk) up to head_dim");
+  require(
+      s.index_dims >= 2 && s.index_dims % 2 == 0 && s.index_dims <= s.head_dim,
+      "index_dims is " + number(s.index_dims) + "; give an even number (two dims a frequency chunk) up to head_dim");
   require(s.budget >= 1, "budget is " + number(s.budget) + "; give at least 1");
   require(s.sinks >= 0 && s.recent >= 0 && s.sinks <= s.budget && s.recent <= s.budget - s.sinks,
-          "sinks " + number(s.sinks) + " and recent " + number(s.recent) +
-              " must fit the budget " + number(s.budget));
+          "sinks " + number(s.sinks) + " and recent " + number(s.recent) + " must fit the budget " + number(s.budget));
   require(s.max_length >= 1 && s.max_length < (int64_t{1} << 31) - 4096,
           "max_length is " + number(s.max_length) + "; give 1 to 2^31 - 4096");
-  require(score_rows(s) <= 65535 &&
-              static_cast<int64_t>(s.num_seqs) * s.num_query_tokens * s.num_sets() <= 65535,
+  require(score_rows(s) <= 65535 && static_cast<int64_t>(s.num_seqs) * s.num_query_tokens * s.num_sets() <= 65535,
           "num_seqs times num_query_tokens times the heads exceeds 65535; split the batch");
 }
 
@@ -111,15 +104,13 @@ void check(const PagedArgs& a) {
   }
   check_cache(a.k, "k", kv);
   check_cache(a.v, "v", kv);
-  check_cache(a.index, "index", row % 16 == 0 ? row / 4 : 1);
-  require(a.block_table != nullptr && a.lengths != nullptr,
-          "block_table and lengths must be given");
-  require(a.block_table_stride >= ceil_div(s.max_length, s.page_size),
-          "block_table_stride " + number(a.block_table_stride) +
-              " is too short for max_length " + number(s.max_length));
+  check_cache(a.index, "index", row == 16 || row == 32 || row == 64 ? row / 4 : 1);
+  require(a.block_table != nullptr && a.lengths != nullptr, "block_table and lengths must be given");
+  require(
+      a.block_table_stride >= ceil_div(s.max_length, s.page_size),
+      "block_table_stride " + number(a.block_table_stride) + " is too short for max_length " + number(s.max_length));
   require(a.dims != nullptr && a.index_scale != nullptr, "dims and index_scale must be given");
-  require(reinterpret_cast<uintptr_t>(a.dims) % 16 == 0 &&
-              reinterpret_cast<uintptr_t>(a.index_scale) % 16 == 0,
+  require(reinterpret_cast<uintptr_t>(a.dims) % 16 == 0 && reinterpret_cast<uintptr_t>(a.index_scale) % 16 == 0,
           "dims and index_scale must be 16-byte aligned");
 }
 
@@ -136,8 +127,7 @@ void check(const PagedIndexArgs& a) {
 void check(const PagedSelectArgs& a) {
   require(a.scores != nullptr && a.kept != nullptr, "scores and kept must be given");
   require(a.num_rows >= 1 && a.num_rows <= 65535, "give 1 to 65535 rows of scores");
-  require(a.num_tokens >= 1 && a.num_tokens <= a.row_stride,
-          "num_tokens must be 1 to row_stride");
+  require(a.num_tokens >= 1 && a.num_tokens <= a.row_stride, "num_tokens must be 1 to row_stride");
   require(reinterpret_cast<uintptr_t>(a.scores) % 16 == 0 && a.row_stride % 4 == 0,
           "rows of scores must start at multiples of 16 bytes");
   require(a.budget >= 1 && a.budget <= a.num_tokens, "budget must be 1 to num_tokens");
@@ -175,45 +165,46 @@ std::string paged_fused_refusal(const PagedShape& s, const PagedDevice& device) 
   if (s.fcs_per_query_head != 0 && s.tokens_per_query_head == 0 && s.group() > 1) {
     return "heads with frequency chunks of their own choose tokens together";
   }
-  PagedPlan plan;
-  plan.score_ctas = 8;
-  plan.score_threads = 256;
-  plan.cluster = 1;
-  plan.attend_threads = 256;
-  complete_plan(s, plan);
-  if (plan.attend_smem > kPagedSharedMemory || 8 * plan.slots >= 65536) {
-    return "the budget is too large for shared memory";
-  }
   return "";
 }
 
 void complete_plan(const PagedShape& s, PagedPlan& p) {
   p.path = PagedPath::kFused;
+  p.score_rows = static_cast<int32_t>(score_rows(s));
+  p.attend_rows = static_cast<int32_t>(attend_rows(s));
   set_quota(s.budget, p.score_ctas, p.quota, p.slots);
   const int64_t units = ceil_div(s.max_length, 16);
-  p.score_iterations =
-      static_cast<int32_t>(ceil_div(units, int64_t{p.score_threads} / 32 * 4 * p.score_ctas));
+  p.score_iterations = static_cast<int32_t>(ceil_div(units, int64_t{p.score_threads} / 32 * 4 * p.score_ctas));
   const int64_t keys = four_sets(s) ? 8 : 2;
   const int64_t shared = four_sets(s) ? paged::kPruneSharedBytes4 : paged::kPruneSharedBytes1;
   p.score_smem = shared + 4 * int64_t{p.score_threads} * (keys * p.score_iterations + 1);
   p.heads_per_row = s.tokens_per_query_head != 0 ? 1 : std::min(8, s.group());
-  p.attend_smem = paged::attend_layout(s.budget, s.head_dim, p.heads_per_row, p.attend_threads,
-                                       p.score_ctas * p.slots, s.index_dims)
+  p.attend_smem = paged::attend_layout(s.budget, s.head_dim, p.heads_per_row, p.attend_threads, p.score_ctas * p.slots,
+                                       s.index_dims)
                       .total;
   const int64_t sets = int64_t{s.num_seqs} * s.num_query_tokens * s.num_sets();
-  p.workspace_bytes = round_up(sets * p.score_ctas * p.slots * 8, 256) +
-                      round_up(sets * p.score_ctas * 4, 256);
+  p.workspace_bytes = round_up(sets * p.score_ctas * p.slots * 8, 256) + round_up(sets * p.score_ctas * 16, 256);
 }
+
+namespace {
+
+PagedPlan generic_plan(const PagedShape& s) {
+  PagedPlan p;
+  const int64_t sets = int64_t{s.num_seqs} * s.num_query_tokens * s.num_sets();
+  p.workspace_bytes =
+      round_up(sets * s.max_length * 4, 256) + round_up(sets * s.budget * 4, 256) + round_up(sets * 4, 256);
+  return p;
+}
+bool fits(const PagedPlan& p) {
+  return p.score_smem <= kPagedSharedMemory && p.attend_smem <= kPagedSharedMemory && p.score_ctas * p.slots < 65536;
+}
+
+}  // namespace
 
 PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   check(s);
+  if (!paged_fused_refusal(s, device).empty()) return generic_plan(s);
   PagedPlan p;
-  if (!paged_fused_refusal(s, device).empty()) {
-    const int64_t sets = int64_t{s.num_seqs} * s.num_query_tokens * s.num_sets();
-    p.workspace_bytes = round_up(sets * s.max_length * 4, 256) +
-                        round_up(sets * s.budget * 4, 256) + round_up(sets * 4, 256);
-    return p;
-  }
   // One wave of CTAs where the tokens fit, none with less than 512 tokens.
   const int64_t rows = score_rows(s);
   const int64_t room = int64_t{device.num_sms} * 4;
@@ -225,25 +216,23 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
     p.score_threads = 512;
   }
   const int64_t per_cta = four_sets(s) ? 4096 : 8192;
-  while (p.score_ctas < 64 &&
-         s.max_length / p.score_ctas > (p.score_threads == 512 ? 2 : 1) * per_cta) {
+  while (p.score_ctas < 64 && s.max_length / p.score_ctas > (p.score_threads == 512 ? 2 : 1) * per_cta) {
     p.score_ctas *= 2;
   }
   const int64_t attending = attend_rows(s);
   p.cluster = floor_power2(std::clamp<int64_t>(device.num_sms * 2 / attending, 1, 8));
   while (p.cluster > 1 && s.budget / p.cluster < 32) p.cluster /= 2;
-  p.attend_threads = s.budget / p.cluster <= 64 ? 128 : 256;
+  p.attend_threads = 256;
   complete_plan(s, p);
   while (p.score_smem > kPagedSharedMemory && p.score_ctas < 1024) {
     p.score_ctas *= 2;
     complete_plan(s, p);
   }
-  if (p.score_smem > kPagedSharedMemory || p.attend_smem > kPagedSharedMemory ||
-      p.score_ctas * p.slots >= 65536) {
-    refuse("max_length " + number(s.max_length) + " with budget " + number(s.budget) +
-           " needs more shared memory than a CTA has; lower one of them");
+  while (!fits(p) && p.score_ctas > 1) {
+    p.score_ctas /= 2;
+    complete_plan(s, p);
   }
-  return p;
+  return fits(p) ? p : generic_plan(s);
 }
 
 PagedSelectPlan paged_select_plan(const PagedSelectArgs& a, const PagedDevice& device) {
@@ -255,16 +244,12 @@ PagedSelectPlan paged_select_plan(const PagedSelectArgs& a, const PagedDevice& d
   while (p.score_ctas > 1 && a.num_tokens / p.score_ctas < 1024) p.score_ctas /= 2;
   while (p.score_ctas < 1024 && a.num_tokens / p.score_ctas > 8192) p.score_ctas *= 2;
   set_quota(a.budget, p.score_ctas, p.quota, p.slots);
-  p.score_iterations = static_cast<int32_t>(
-      ceil_div(a.num_tokens, int64_t{p.score_threads} * 16 * p.score_ctas));
-  p.score_smem =
-      paged::kPruneSharedBytes1 + 4 * int64_t{p.score_threads} * 16 * p.score_iterations;
+  p.score_iterations = static_cast<int32_t>(ceil_div(a.num_tokens, int64_t{p.score_threads} * 16 * p.score_ctas));
+  p.score_smem = paged::kPruneSharedBytes1 + 4 * int64_t{p.score_threads} * 16 * p.score_iterations;
   p.select_smem = paged::kSelectSharedBytes + int64_t{8} * p.score_ctas * p.slots;
   const int64_t rows = a.num_rows;
-  p.workspace_bytes = round_up(rows * p.score_ctas * p.slots * 8, 256) +
-                      round_up(rows * p.score_ctas * 4, 256);
-  if (p.score_smem > kPagedSharedMemory || p.select_smem > kPagedSharedMemory ||
-      p.score_ctas * p.slots >= 65536) {
+  p.workspace_bytes = round_up(rows * p.score_ctas * p.slots * 8, 256) + round_up(rows * p.score_ctas * 16, 256);
+  if (p.score_smem > kPagedSharedMemory || p.select_smem > kPagedSharedMemory || p.score_ctas * p.slots >= 65536) {
     refuse("a budget of " + number(a.budget) + " needs more shared memory than a CTA has; lower it");
   }
   return p;

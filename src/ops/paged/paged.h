@@ -120,13 +120,15 @@ enum class PagedPath : int32_t {
 
 struct PagedPlan {
   PagedPath path = PagedPath::kGeneric;
-  // Fused: CTAs of a score row, its threads, loads in flight, keys that a CTA publishes at least and at most.
+  // Fused: rows of launch 1, CTAs of a row (a power of two), their threads, keys that a CTA publishes at least and at most.
+  int32_t score_rows = 0;
   int32_t score_ctas = 0;
   int32_t score_threads = 0;
   int32_t score_iterations = 0;  // rounds of 64 tokens a warp makes at max_length
   int32_t quota = 0;
   int32_t slots = 0;
-  int32_t cluster = 0;  // CTAs that share one row's attention
+  int32_t attend_rows = 0;  // of launch 2
+  int32_t cluster = 0;      // CTAs that share one row's attention
   int32_t attend_threads = 0;
   int32_t heads_per_row = 0;  // query heads that one attention row serves
   int64_t score_smem = 0;

@@ -2,8 +2,6 @@
 
 namespace fasa::ops::paged {
 
-AttendKernel attend_kernel_256(bool is_f16) {
-  return is_f16 ? attend_kernel<256, true> : attend_kernel<256, false>;
-}
+AttendKernel attend_kernel_256(bool is_f16) { return is_f16 ? attend_kernel<256, true> : attend_kernel<256, false>; }
 
 }  // namespace fasa::ops::paged

@@ -11,8 +11,7 @@
 
 namespace fasa::ops::paged {
 
-__device__ __forceinline__ void mma_s8_k32(int (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0,
-                                           u32 b1) {
+__device__ __forceinline__ void mma_s8_k32(int (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
       "{%0,%1,%2,%3};"
@@ -20,21 +19,18 @@ __device__ __forceinline__ void mma_s8_k32(int (&d)[4], u32 a0, u32 a1, u32 a2, 
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 __device__ __forceinline__ void mma_s8_k16(int (&d)[4], u32 a0, u32 a1, u32 b0) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a0), "r"(a1), "r"(b0));
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"
+               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+               : "r"(a0), "r"(a1), "r"(b0));
 }
-__device__ __forceinline__ void mma_f16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0,
-                                        u32 b1) {
+__device__ __forceinline__ void mma_f16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
-__device__ __forceinline__ void mma_bf16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0,
-                                         u32 b1) {
+__device__ __forceinline__ void mma_bf16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
       "{%0,%1,%2,%3};"
@@ -77,8 +73,8 @@ __device__ __forceinline__ S from_words(const u32* w) {
   }
 }
 __device__ __forceinline__ u32 pack4(int a, int b, int c, int d) {
-  return (static_cast<u32>(a) & 255U) | (static_cast<u32>(b) & 255U) << 8 |
-         (static_cast<u32>(c) & 255U) << 16 | static_cast<u32>(d) << 24;
+  return (static_cast<u32>(a) & 255U) | (static_cast<u32>(b) & 255U) << 8 | (static_cast<u32>(c) & 255U) << 16 |
+         static_cast<u32>(d) << 24;
 }
 
 // Query pieces of integer codes: q16 = 256 * high + low, each a signed byte.
@@ -110,16 +106,15 @@ struct Codec<PagedIndexType::kI8, kDims> {
     }
     return q;
   }
-  static __device__ __forceinline__ void scores(const Slice& a, const Slice& b, const Query& q,
-                                                Score& s0, Score& s1) {
+  static __device__ __forceinline__ void scores(const Slice& a, const Slice& b, const Query& q, Score& s0, Score& s1) {
     int d[4] = {0, 0, 0, 0};
     if constexpr (kLaneDims == 4) {
       mma_s8_k16(d, word(a, 0), word(b, 0), q.w[0]);
     } else {
 #pragma unroll
       for (int i = 0; i < kLaneDims / 8; ++i) {
-        mma_s8_k32(d, word(a, 2 * i), word(b, 2 * i), word(a, 2 * i + 1), word(b, 2 * i + 1),
-                   q.w[2 * i], q.w[2 * i + 1]);
+        mma_s8_k32(d, word(a, 2 * i), word(b, 2 * i), word(a, 2 * i + 1), word(b, 2 * i + 1), q.w[2 * i],
+                   q.w[2 * i + 1]);
       }
     }
     s0 = d[0] * 256 + d[1];
@@ -129,8 +124,8 @@ struct Codec<PagedIndexType::kI8, kDims> {
     u32 w[kLaneDims / 4];
 #pragma unroll
     for (int i = 0; i < kLaneDims / 4; ++i) {
-      w[i] = pack4(encode_int(x[4 * i], 127), encode_int(x[4 * i + 1], 127),
-                   encode_int(x[4 * i + 2], 127), encode_int(x[4 * i + 3], 127));
+      w[i] = pack4(encode_int(x[4 * i], 127), encode_int(x[4 * i + 1], 127), encode_int(x[4 * i + 2], 127),
+                   encode_int(x[4 * i + 3], 127));
     }
     return from_words<Slice>(w);
   }
@@ -151,22 +146,21 @@ struct Codec<PagedIndexType::kI4, kDims> {
 #pragma unroll
     for (int i = 0; i < kLaneDims / 8; ++i) {
       const float* y = x + 8 * i;
-      q.w[2 * i] = pack4(piece_of(y[0], inverse, low), piece_of(y[2], inverse, low),
-                         piece_of(y[4], inverse, low), piece_of(y[6], inverse, low));
-      q.w[2 * i + 1] = pack4(piece_of(y[1], inverse, low), piece_of(y[3], inverse, low),
-                             piece_of(y[5], inverse, low), piece_of(y[7], inverse, low));
+      q.w[2 * i] = pack4(piece_of(y[0], inverse, low), piece_of(y[2], inverse, low), piece_of(y[4], inverse, low),
+                         piece_of(y[6], inverse, low));
+      q.w[2 * i + 1] = pack4(piece_of(y[1], inverse, low), piece_of(y[3], inverse, low), piece_of(y[5], inverse, low),
+                             piece_of(y[7], inverse, low));
     }
     return q;
   }
-  static __device__ __forceinline__ void scores(const Slice& a, const Slice& b, const Query& q,
-                                                Score& s0, Score& s1) {
+  static __device__ __forceinline__ void scores(const Slice& a, const Slice& b, const Query& q, Score& s0, Score& s1) {
     int d[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int i = 0; i < kLaneDims / 8; ++i) {
       const u32 x = word(a, i);
       const u32 y = word(b, i);
-      mma_s8_k32(d, (x << 4) & 0xF0F0F0F0U, (y << 4) & 0xF0F0F0F0U, x & 0xF0F0F0F0U,
-                 y & 0xF0F0F0F0U, q.w[2 * i], q.w[2 * i + 1]);
+      mma_s8_k32(d, (x << 4) & 0xF0F0F0F0U, (y << 4) & 0xF0F0F0F0U, x & 0xF0F0F0F0U, y & 0xF0F0F0F0U, q.w[2 * i],
+                 q.w[2 * i + 1]);
     }
     s0 = d[0] * 256 + d[1];
     s1 = d[2] * 256 + d[3];
@@ -223,15 +217,13 @@ struct Codec<PagedIndexType::kF8E4M3, kDims> {
 #endif
     return h;
   }
-  static __device__ __forceinline__ void scores(const Slice& a, const Slice& b, const Query& q,
-                                                Score& s0, Score& s1) {
+  static __device__ __forceinline__ void scores(const Slice& a, const Slice& b, const Query& q, Score& s0, Score& s1) {
     float d[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int i = 0; i < kLaneDims / 4; ++i) {
       const u32 x = word(a, i);
       const u32 y = word(b, i);
-      mma_f16(d, widen(x & 0xFFFFU), widen(y & 0xFFFFU), widen(x >> 16), widen(y >> 16), q.w[2 * i],
-              q.w[2 * i + 1]);
+      mma_f16(d, widen(x & 0xFFFFU), widen(y & 0xFFFFU), widen(x >> 16), widen(y >> 16), q.w[2 * i], q.w[2 * i + 1]);
     }
     s0 = d[0] + d[1];
     s1 = d[2] + d[3];
@@ -268,13 +260,11 @@ struct Codec<PagedIndexType::kBF16, kDims> {
     }
     return q;
   }
-  static __device__ __forceinline__ void scores(const Slice& a, const Slice& b, const Query& q,
-                                                Score& s0, Score& s1) {
+  static __device__ __forceinline__ void scores(const Slice& a, const Slice& b, const Query& q, Score& s0, Score& s1) {
     float d[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int i = 0; i < kLaneDims / 4; ++i) {
-      mma_bf16(d, word(a, 2 * i), word(b, 2 * i), word(a, 2 * i + 1), word(b, 2 * i + 1),
-               q.w[2 * i], q.w[2 * i + 1]);
+      mma_bf16(d, word(a, 2 * i), word(b, 2 * i), word(a, 2 * i + 1), word(b, 2 * i + 1), q.w[2 * i], q.w[2 * i + 1]);
     }
     s0 = d[0] + d[1];
     s1 = d[2] + d[3];

@@ -18,9 +18,10 @@ using u32 = uint32_t;
 struct StepParams {
   PagedArgs a;
   PagedPlan plan;
-  uint2* slots = nullptr;  // [score sets][score_ctas][plan.slots] (key, token), key 0: empty
-  u32* dropped = nullptr;  // [score sets][score_ctas] no key that the CTA kept back is above it
-  int32_t page_shift = -1;  // log2(page_size) where it is a power of two
+  uint2* slots = nullptr;   // [score sets][score_ctas][plan.slots] (key, token), key 0: empty
+  uint4* bounds = nullptr;  // [score sets][score_ctas] of these lists (paged_prune.cuh)
+  u32 page_factor = 0;      // page of a token: high word of 2 * token * page_factor, shifted right
+  int32_t page_shift = 0;
 };
 
 // Programmatic dependent launch. wait: all that earlier kernels of the stream wrote is visible.
@@ -43,33 +44,39 @@ __device__ __forceinline__ T load_stream(const void* p);
 template <>
 __device__ __forceinline__ u32 load_stream<u32>(const void* p) {
   u32 v;
-  asm volatile("ld.global.cg.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+template <>
+__device__ __forceinline__ int load_stream<int>(const void* p) {
+  int v;
+  asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+template <>
+__device__ __forceinline__ unsigned short load_stream<unsigned short>(const void* p) {
+  unsigned short v;
+  asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(p));
   return v;
 }
 template <>
 __device__ __forceinline__ uint2 load_stream<uint2>(const void* p) {
   uint2 v;
-  asm volatile("ld.global.cg.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  asm volatile("ld.global.cg.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
   return v;
 }
 template <>
 __device__ __forceinline__ uint4 load_stream<uint4>(const void* p) {
   uint4 v;
-  asm volatile("ld.global.cg.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
+  asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
   return v;
 }
-__device__ __forceinline__ void prefetch_l2(const void* p) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-}
+__device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 __device__ __forceinline__ void copy_async16(void* shared, const void* global) {
   const u32 s = static_cast<u32>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(s), "l"(global) : "memory");
 }
-__device__ __forceinline__ void copy_async_wait() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
+__device__ __forceinline__ void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Scores as unsigned keys in the same order; 0 is below every score and means "none".
 __device__ __forceinline__ u32 key_of(int s) { return static_cast<u32>(s) ^ 0x80000000U; }
@@ -84,35 +91,24 @@ struct Place {
   int page;
   int offset;
 };
-__device__ __forceinline__ Place place_of(const StepParams& p, int token) {
-  if (p.page_shift >= 0) {
-    return {token >> p.page_shift, token & (p.a.shape.page_size - 1)};
-  }
-  const int page = token / p.a.shape.page_size;
+template <class Params>
+__device__ __forceinline__ Place place_of(const Params& p, int token) {
+  const int page = static_cast<int>(__umulhi(2U * static_cast<u32>(token), p.page_factor) >> p.page_shift);
   return {page, token - page * p.a.shape.page_size};
 }
-__device__ __forceinline__ int64_t cache_offset(const PagedCache& c, int block, int head,
-                                                int offset) {
+__device__ __forceinline__ int64_t cache_offset(const PagedCache& c, int block, int head, int offset) {
   return block * c.block_stride + head * c.head_stride + offset * c.token_stride;
 }
 __device__ __forceinline__ const char* row_at(const PagedRows& r, int seq, int token, int head) {
-  return static_cast<const char*>(r.data) + seq * r.seq_stride + token * r.token_stride +
-         head * r.head_stride;
+  return static_cast<const char*>(r.data) + seq * r.seq_stride + token * r.token_stride + head * r.head_stride;
 }
 
-template <class T>
-__device__ __forceinline__ float to_float(T v) {
-  return static_cast<float>(v);
+__device__ __forceinline__ float half_value(unsigned short bits, bool is_f16) {
+  return is_f16 ? __half2float(__ushort_as_half(bits)) : __uint_as_float(static_cast<u32>(bits) << 16);
 }
-// The 16-bit value at p, of the type of q.
-__device__ __forceinline__ float load_half(const void* p, bool is_f16) {
-  const unsigned short b = __ldg(static_cast<const unsigned short*>(p));
-  return is_f16 ? __half2float(__ushort_as_half(b)) : __uint_as_float(static_cast<u32>(b) << 16);
-}
-// The same past every cache that could hold it from before an earlier kernel's write.
+// The 16-bit value at p, past every cache that could hold it from before an earlier kernel's write.
 __device__ __forceinline__ float load_half_fresh(const void* p, bool is_f16) {
-  const unsigned short b = __ldcg(static_cast<const unsigned short*>(p));
-  return is_f16 ? __half2float(__ushort_as_half(b)) : __uint_as_float(static_cast<u32>(b) << 16);
+  return half_value(__ldcg(static_cast<const unsigned short*>(p)), is_f16);
 }
 
 // One value as an index code (paged.h, encode). `x` is already divided by the scale.
@@ -124,9 +120,7 @@ __device__ __forceinline__ u32 encode_fp8(float x) {
 }
 __device__ __forceinline__ u32 encode_bf16(float x) {
   const float m = 3.3895313892515355e38F;  // largest finite bf16
-  return x == x ? static_cast<u32>(
-                      __bfloat16_as_ushort(__float2bfloat16_rn(fminf(fmaxf(x, -m), m))))
-                : 0U;
+  return x == x ? static_cast<u32>(__bfloat16_as_ushort(__float2bfloat16_rn(fminf(fmaxf(x, -m), m)))) : 0U;
 }
 
 }  // namespace fasa::ops::paged

@@ -16,15 +16,13 @@ struct ScalarScorer {
   int head0;
   int heads;
   int kv_head;
-  u32* query;  // shared, [heads][index_dims]: q16 or float bits
+  u32* query;    // shared, [heads][index_dims]: q16 or float bits
   u32* largest;  // shared, one word
 
   static __device__ bool integer(const PagedShape& s) {
     return s.index_type == PagedIndexType::kI8 || s.index_type == PagedIndexType::kI4;
   }
-  __device__ int plane_of(int head) const {
-    return p->a.shape.fcs_per_query_head != 0 ? head0 + head : kv_head;
-  }
+  __device__ int plane_of(int head) const { return p->a.shape.fcs_per_query_head != 0 ? head0 + head : kv_head; }
   // All threads of the CTA; ends with a barrier.
   __device__ void prepare(int token) {
     const PagedShape& s = p->a.shape;
@@ -34,10 +32,10 @@ struct ScalarScorer {
     const bool is_f16 = s.kv_type == PagedKvType::kF16;
     for (int i = threadIdx.x; i < heads * dims; i += blockDim.x) {
       const int64_t d = static_cast<int64_t>(plane_of(i / dims)) * dims + i % dims;
-      const float x = load_half_fresh(row_at(p->a.q, seq, token, head0 + i / dims) +
-                                          2 * static_cast<int>(__ldg(p->a.dims + d)),
-                                      is_f16) *
-                      __ldg(p->a.index_scale + d);
+      const float x =
+          load_half_fresh(row_at(p->a.q, seq, token, head0 + i / dims) + 2 * static_cast<int>(__ldg(p->a.dims + d)),
+                          is_f16) *
+          __ldg(p->a.index_scale + d);
       query[i] = __float_as_uint(x);
       atomicMax(largest, __float_as_uint(fmaxf(fabsf(x), 0.0F)));
     }
@@ -159,8 +157,7 @@ __device__ inline void place_in_block(u32* warps, u32 mine, u32& place, u32& tot
 // token order. Returns how many this CTA emitted; *all: how many the team did. Every thread of the
 // team calls it.
 template <bool kCluster, class Key, class Emit>
-__device__ u32 exact_select(ExactShared& s, int lo, int hi, u32 need, const Key& key,
-                            const Emit& emit, u32* all) {
+__device__ u32 exact_select(ExactShared& s, int lo, int hi, u32 need, const Key& key, const Emit& emit, u32* all) {
   using T = Team<kCluster>;
   const int tid = threadIdx.x;
   const int nt = blockDim.x;
@@ -168,8 +165,7 @@ __device__ u32 exact_select(ExactShared& s, int lo, int hi, u32 need, const Key&
   const int size = T::size();
   const int rank = T::rank();
   const int each = ((hi - lo + size - 1) / size + nt - 1) / nt * nt;
-  const int64_t begin = min(static_cast<int64_t>(hi), static_cast<int64_t>(lo) +
-                                                          static_cast<int64_t>(rank) * each);
+  const int64_t begin = min(static_cast<int64_t>(hi), static_cast<int64_t>(lo) + static_cast<int64_t>(rank) * each);
   const int64_t end = min(static_cast<int64_t>(hi), begin + each);
   u32 prefix = 0;
   u32 remaining = need;

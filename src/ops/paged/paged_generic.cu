@@ -15,13 +15,11 @@ __device__ float load_kv(const char* row, int d, PagedKvType type) {
 }
 
 // Bytes of the index row of (plane, row of K), one warp.
-__device__ void encode_row(const PagedShape& s, const int16_t* dims, const float* scales, int plane,
-                           const char* k, unsigned char* out) {
+__device__ void encode_row(const PagedShape& s, const int16_t* dims, const float* scales, int plane, const char* k,
+                           unsigned char* out) {
   const int lane = threadIdx.x & 31;
   const int64_t first = static_cast<int64_t>(plane) * s.index_dims;
-  const auto value = [&](int i) {
-    return load_kv(k, dims[first + i], s.kv_type) / scales[first + i];
-  };
+  const auto value = [&](int i) { return load_kv(k, dims[first + i], s.kv_type) / scales[first + i]; };
   if (s.index_type == PagedIndexType::kI4) {
     for (int i = lane; i < s.index_dims / 2; i += 32) {
       const int low = encode_int(value(2 * i), 7);
@@ -47,6 +45,7 @@ __device__ void encode_row(const PagedShape& s, const int16_t* dims, const float
 __device__ StepParams step_params(const GenericParams& p) {
   StepParams s;
   s.a = p.a;
+  s.page_factor = p.page_factor;
   s.page_shift = p.page_shift;
   return s;
 }
@@ -73,19 +72,16 @@ __global__ void append_kernel(const __grid_constant__ GenericParams p) {
         const float v = load_half_fresh(row + 2 * d, false);
         out[d] = static_cast<char>(__nv_cvt_float_to_fp8(v, __NV_SATFINITE, __NV_E4M3));
       } else {
-        reinterpret_cast<unsigned short*>(out)[d] =
-            reinterpret_cast<const unsigned short*>(row)[d];
+        reinterpret_cast<unsigned short*>(out)[d] = reinterpret_cast<const unsigned short*>(row)[d];
       }
     }
   }
   __syncthreads();
   for (int plane = threadIdx.x >> 5; plane < s.num_planes(); plane += blockDim.x >> 5) {
     const int head = s.fcs_per_query_head != 0 ? plane / s.group() : plane;
-    const char* k =
-        static_cast<const char*>(p.a.k.data) + cache_offset(p.a.k, block, head, offset);
+    const char* k = static_cast<const char*>(p.a.k.data) + cache_offset(p.a.k, block, head, offset);
     encode_row(s, p.a.dims, p.a.index_scale, plane, k,
-               static_cast<unsigned char*>(p.a.index.data) +
-                   cache_offset(p.a.index, block, plane, offset));
+               static_cast<unsigned char*>(p.a.index.data) + cache_offset(p.a.index, block, plane, offset));
   }
 }
 
@@ -114,13 +110,9 @@ __global__ void keys_kernel(const __grid_constant__ GenericParams p) {
   if (r.seen <= s.budget || static_cast<int>(blockIdx.x) * 1024 >= r.seen) return;
   const StepParams step = step_params(p);
   const bool own = s.tokens_per_query_head != 0;
-  ScalarScorer scorer{&step,
-                      r.seq,
-                      own ? r.set : r.set * s.group(),
-                      own ? 1 : s.group(),
-                      own ? r.set / s.group() : r.set,
-                      memory + 4,
-                      memory};
+  ScalarScorer scorer{
+      &step,      r.seq, own ? r.set : r.set * s.group(), own ? 1 : s.group(), own ? r.set / s.group() : r.set,
+      memory + 4, memory};
   scorer.prepare(r.query);
   for (int64_t t0 = blockIdx.x; t0 * 1024 < r.seen; t0 += gridDim.x) {
     for (int i = threadIdx.x; i < 1024; i += blockDim.x) {
@@ -145,8 +137,7 @@ __global__ void __launch_bounds__(1024) pick_kernel(const __grid_constant__ Gene
   if (!all_kept) {
     const u32* keys = p.keys + blockIdx.x * s.max_length;
     exact_select<false>(
-        memory, s.sinks, r.seen - s.recent, static_cast<u32>(s.budget - forced),
-        [&](int token) { return keys[token]; },
+        memory, s.sinks, r.seen - s.recent, static_cast<u32>(s.budget - forced), [&](int token) { return keys[token]; },
         [&](int token, u32, u32 position) { list[forced + position] = token; }, &kept);
   }
   const int n = forced + static_cast<int>(kept);
@@ -187,10 +178,8 @@ __global__ void __launch_bounds__(128) attend_simple_kernel(const __grid_constan
     const int t = p.list[static_cast<int64_t>(set) * s.budget + i];
     const int page = t / s.page_size;
     const int block = p.a.block_table[seq * p.a.block_table_stride + page];
-    const char* k = static_cast<const char*>(p.a.k.data) +
-                    cache_offset(p.a.k, block, kv, t - page * s.page_size);
-    const char* v = static_cast<const char*>(p.a.v.data) +
-                    cache_offset(p.a.v, block, kv, t - page * s.page_size);
+    const char* k = static_cast<const char*>(p.a.k.data) + cache_offset(p.a.k, block, kv, t - page * s.page_size);
+    const char* v = static_cast<const char*>(p.a.v.data) + cache_offset(p.a.v, block, kv, t - page * s.page_size);
     float a = 0;
     for (int j = 0; j < 8; ++j) {
       const int d = lane + 32 * j;
@@ -222,8 +211,8 @@ __global__ void __launch_bounds__(128) attend_simple_kernel(const __grid_constan
   for (int w = 0; w < 4; ++w) m = fmaxf(m, stats[w][0]);
   float total = has_sink ? expf(p.a.sink_logits[head] - m) : 0.0F;
   for (int w = 0; w < 4; ++w) total += stats[w][1] * expf(stats[w][0] - m);
-  char* out = static_cast<char*>(p.a.out.data) + seq * p.a.out.seq_stride +
-              query * p.a.out.token_stride + head * p.a.out.head_stride;
+  char* out = static_cast<char*>(p.a.out.data) + seq * p.a.out.seq_stride + query * p.a.out.token_stride +
+              head * p.a.out.head_stride;
   for (int d = threadIdx.x; d < s.head_dim; d += blockDim.x) {
     float v = 0;
     for (int w = 0; w < 4; ++w) v += sums[w][d] * expf(stats[w][0] - m);
@@ -241,8 +230,7 @@ __global__ void write_index_kernel(const __grid_constant__ PagedIndexArgs a) {
   const PagedShape& s = a.shape;
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (blockDim.x >> 5);
   const int64_t work = a.num_slots * s.num_planes();
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5);
-       i < work; i += warps) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5); i < work; i += warps) {
     const int64_t slot = a.slots[i / s.num_planes()];
     if (slot < 0) continue;
     const int plane = static_cast<int>(i % s.num_planes());
@@ -251,8 +239,7 @@ __global__ void write_index_kernel(const __grid_constant__ PagedIndexArgs a) {
     const int offset = static_cast<int>(slot % s.page_size);
     encode_row(s, a.dims, a.index_scale, plane,
                static_cast<const char*>(a.k.data) + cache_offset(a.k, block, head, offset),
-               static_cast<unsigned char*>(a.index.data) +
-                   cache_offset(a.index, block, plane, offset));
+               static_cast<unsigned char*>(a.index.data) + cache_offset(a.index, block, plane, offset));
   }
 }
 
@@ -266,8 +253,7 @@ void launch_generic(const GenericParams& p, cudaStream_t stream) {
   const int group = s.tokens_per_query_head != 0 ? 1 : s.group();
   const size_t memory = 16 + 4 * static_cast<size_t>(group) * s.index_dims;
   const int64_t chunks = (s.max_length + 1023) / 1024;
-  keys_kernel<<<dim3(static_cast<unsigned>(chunks < 1024 ? chunks : 1024), sets), 256, memory,
-                stream>>>(p);
+  keys_kernel<<<dim3(static_cast<unsigned>(chunks < 1024 ? chunks : 1024), sets), 256, memory, stream>>>(p);
   pick_kernel<<<sets, 1024, 0, stream>>>(p);
   attend_simple_kernel<<<tokens * s.num_q_heads, 128, 0, stream>>>(p);
 }

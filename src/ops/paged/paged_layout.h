@@ -30,8 +30,8 @@ struct AttendLayout {
   int slots;   // uint2 [score_ctas * slots]; later float [warps][heads][head_dim]
   int total;
 };
-FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, int heads,
-                                                     int threads, int slots, int index_dims) {
+FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, int heads, int threads, int slots,
+                                                     int index_dims) {
   AttendLayout l{};
   l.select = 0;
   l.list = kSelectSharedBytes;

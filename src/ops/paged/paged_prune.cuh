@@ -1,10 +1,10 @@
 // Exact pruning inside one CTA: of the keys that its threads hold, publish at least the `quota` best
-// and at most `slots`, and say which key bounds those kept back. A reader that finds the wanted
-// threshold above every CTA's bound knows that it has seen enough.
+// and at most `slots`, and their bounds: (no key kept back is above x, the best key is y, few or none published are
+// below z, w are published). A reader that finds the wanted threshold at or above every CTA's x has seen enough.
 //
 // The first cut looks at one value a thread, its best key: the quota-th best of these is at or below
 // the quota-th best key, and little is above it. Ranges narrow by 2^9 a round where more than `slots`
-// keys pass; only equal keys can still overflow, which the bound (all ones) then reports.
+// keys pass; only equal keys can still overflow, and of these it does not matter which are kept back.
 //
 // Everything is placed by counting in thread order, so the same keys give the same bytes.
 #pragma once
@@ -16,6 +16,13 @@ namespace fasa::ops::paged {
 
 inline constexpr u32 kFullWarp = 0xFFFFFFFFU;
 
+// The k-th unit of tokens of CTA `rank` of `ctas` (a power of two): neighbouring units lie in different CTAs, and
+// so do units at any regular distance.
+__device__ __forceinline__ int spread_unit(int k, int rank, int ctas) {
+  const int hash = static_cast<int>(static_cast<u32>(k) * 0x9E3779B1U >> 16);
+  return k * ctas + (rank ^ (hash & (ctas - 1)));
+}
+
 struct BinFound {
   int bin;      // -1: the counts never reach the target
   u32 before;   // above the bin
@@ -25,8 +32,7 @@ struct BinFound {
 // From the top bin down, where `above` plus the counts reaches `target`. Called by whole warps;
 // sums[i] is the sum of counts[32 * i ..+ 32].
 template <int kChunks>
-__device__ __forceinline__ BinFound find_bin(const u32* counts, const u32* sums, u32 above,
-                                             u32 target) {
+__device__ __forceinline__ BinFound find_bin(const u32* counts, const u32* sums, u32 above, u32 target) {
   const int lane = threadIdx.x & 31;
   const u32 c = lane < kChunks ? sums[kChunks - 1 - lane] : 0U;
   u32 x = c;
@@ -84,13 +90,11 @@ struct PruneShared {
     }
   }
   __device__ BinFound find(int set, u32 above, u32 target) const {
-    BinFound mine = find_bin<16>(hist, sums, __shfl_sync(kFullWarp, above, 0),
-                                 __shfl_sync(kFullWarp, target, 0));
+    BinFound mine = find_bin<16>(hist, sums, __shfl_sync(kFullWarp, above, 0), __shfl_sync(kFullWarp, target, 0));
 #pragma unroll
     for (int s = 1; s < kSets; ++s) {
-      const BinFound other =
-          find_bin<16>(hist + s * kPruneBins, sums + s * 16, __shfl_sync(kFullWarp, above, s),
-                       __shfl_sync(kFullWarp, target, s));
+      const BinFound other = find_bin<16>(hist + s * kPruneBins, sums + s * 16, __shfl_sync(kFullWarp, above, s),
+                                          __shfl_sync(kFullWarp, target, s));
       if (s == set) mine = other;
     }
     return mine;
@@ -114,8 +118,7 @@ __device__ __forceinline__ u32 sets_max(u32 v) {
 // Places of `mine` items a thread, counted in thread order within a set. Ends without a barrier:
 // `warps` may be written again after the next one.
 template <int kSets>
-__device__ __forceinline__ void place_items(PruneShared<kSets>& s, int set, u32 mine, u32& place,
-                                            u32& total) {
+__device__ __forceinline__ void place_items(PruneShared<kSets>& s, int set, u32 mine, u32& place, u32& total) {
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
   u32 x = mine;
@@ -136,11 +139,10 @@ __device__ __forceinline__ void place_items(PruneShared<kSets>& s, int set, u32 
 }
 
 // keys[i * blockDim.x + threadIdx.x], i < n: this thread's. `best`, `least` of them (0, all ones: none).
-// token(i): the position of the i-th. out: the set's slots, or null. dropped: the set's bound.
+// token(i): the position of the i-th. out: the set's slots, or null. bounds: of the set (thread t < kSets: set t).
 template <int kSets, bool kFloatKeys, class TokenOf>
-__device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, int n, u32 best,
-                                      u32 least, u32 quota, u32 slots, uint2* out, u32* dropped,
-                                      const TokenOf& token) {
+__device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, int n, u32 best, u32 least, u32 quota,
+                                      u32 slots, uint2* out, uint4* bounds, const TokenOf& token) {
   const int nt = blockDim.x;
   const int tid = threadIdx.x;
   const int lane = tid & 31;
@@ -179,6 +181,7 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, in
   u32 threshold = first.bin <= 0 ? 1U : low + (static_cast<u32>(first.bin) << shift);
 
   u32 mine = 0;
+#pragma unroll 4
   for (int i = 0; i < n; ++i) mine += keys[i * nt + tid] >= threshold ? 1U : 0U;
   u32 place;
   u32 total;
@@ -214,23 +217,38 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, in
       from = threshold;
     }
   }
+  u32 equal = 0;  // of this thread, where equal keys alone overflow the slots
+  u32 equal_place = 0;
   if (refined) {
     mine = 0;
-    for (int i = 0; i < n; ++i) mine += keys[i * nt + tid] >= threshold ? 1U : 0U;
-    place_items<kSets>(s, set, mine, place, total);
-  }
-  if (out == nullptr) return;
-  if (mine != 0) {
     for (int i = 0; i < n; ++i) {
       const u32 k = keys[i * nt + tid];
-      if (k >= threshold) {
-        if (place < slots) out[place] = make_uint2(k, static_cast<u32>(token(i)));
-        ++place;
-      }
+      mine += k > threshold || (k == threshold && !stuck) ? 1U : 0U;
+      equal += k == threshold && stuck ? 1U : 0U;
+    }
+    u32 greater;
+    u32 equals;
+    place_items<kSets>(s, set, mine, place, greater);
+    __syncthreads();
+    place_items<kSets>(s, set, equal, equal_place, equals);
+    equal_place += greater;
+    total = greater + equals;
+  }
+  if (out == nullptr) return;
+  if (mine + equal != 0) {
+    for (int i = 0; i < n; ++i) {
+      const u32 k = keys[i * nt + tid];
+      if (k < threshold) continue;
+      u32& at = stuck && k == threshold ? equal_place : place;
+      if (at < slots) out[at] = make_uint2(k, static_cast<u32>(token(i)));
+      ++at;
     }
   }
   for (u32 i = total + tid / kSets; i < slots; i += nt / kSets) out[i] = make_uint2(0, 0);
-  if (tid < kSets) *dropped = total > slots ? 0xFFFFFFFFU : threshold - 1U;
+  if (tid < kSets) {
+    const u32 lowest = threshold > 1U ? threshold : max(s.lowest[set], 1U);
+    *bounds = make_uint4(total > slots ? threshold : threshold - 1U, highest, lowest, min(total, slots));
+  }
 }
 
 }  // namespace fasa::ops::paged

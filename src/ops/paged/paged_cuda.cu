@@ -1,0 +1,207 @@
+// Host side of libfasa_cuda: picks kernels, divides the workspace, launches.
+#include <algorithm>
+#include <string>
+
+#include "fasa/error.h"
+#include "src/ops/paged/paged_generic.cuh"
+#include "src/ops/paged/paged_kernels.cuh"
+#include "src/ops/paged/paged_select.cuh"
+
+namespace fasa::ops {
+namespace {
+
+void succeed(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) {
+    throw Error(ErrorCode::kUnsupported,
+                std::string("paged decode: ") + what + " failed: " + cudaGetErrorString(status));
+  }
+}
+
+struct Launch {
+  dim3 grid;
+  int64_t threads = 0;
+  int64_t shared_bytes = 0;
+  int32_t cluster = 1;
+  bool overlaps = true;  // starts while the kernel before it ends (and waits for its results itself)
+};
+
+template <class Params>
+void launch(void (*kernel)(const Params), const Launch& l, const Params& params, cudaStream_t stream) {
+  if (l.shared_bytes > 48 * 1024) {
+    succeed(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(l.shared_bytes)),
+            "setting the shared memory of a kernel");
+  }
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (l.overlaps) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (l.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim = {static_cast<unsigned>(l.cluster), 1, 1};
+    ++count;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = l.grid;
+  config.blockDim = dim3(static_cast<unsigned>(l.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(l.shared_bytes);
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = count;
+  succeed(cudaLaunchKernelEx(&config, kernel, params), "launching a kernel");
+}
+
+// Consecutive pieces of the caller's workspace.
+class Pieces {
+ public:
+  explicit Pieces(void* memory) : next_(static_cast<char*>(memory)) {
+    if (memory == nullptr || reinterpret_cast<uintptr_t>(memory) % 256 != 0) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  "paged decode: pass a workspace of plan.workspace_bytes, aligned to 256 bytes");
+    }
+  }
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(next_);
+    next_ += (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
+    return piece;
+  }
+
+ private:
+  char* next_;
+};
+
+// token / page_size for tokens below 2^31 (paged_device.cuh, place_of): factor = ceil(2^(31 + shift) / page_size), where
+// shift makes it a full 32-bit word or, for powers of two, exact.
+template <class Params>
+void set_page_division(int32_t page_size, Params& params) {
+  int32_t shift = 0;
+  while ((1 << shift) < page_size) ++shift;
+  params.page_factor = static_cast<uint32_t>(((uint64_t{1} << (31 + shift)) + page_size - 1) / page_size);
+  params.page_shift = shift;
+}
+
+paged::ScoreKernel score_kernel_of(const PagedShape& s) {
+  const bool four_sets = s.tokens_per_query_head != 0 && s.fcs_per_query_head == 0;
+  const int heads = s.fcs_per_query_head != 0 ? 1 : s.group();
+  const int frags = four_sets || heads <= 4 ? 1 : heads <= 8 ? 2 : 4;
+  const int sets = four_sets ? 4 : 1;
+  switch (s.index_type) {
+    case PagedIndexType::kBF16:
+      return paged::score_kernel_bf16(s.index_dims, frags, sets);
+    case PagedIndexType::kF8E4M3:
+      return paged::score_kernel_fp8(s.index_dims, frags, sets);
+    case PagedIndexType::kI8:
+      return paged::score_kernel_int8(s.index_dims, frags, sets);
+    case PagedIndexType::kI4:
+      return paged::score_kernel_int4(s.index_dims, frags, sets);
+  }
+  return nullptr;
+}
+paged::AttendKernel attend_kernel_of(const PagedShape& s) {
+  const bool is_f16 = s.kv_type == PagedKvType::kF16;
+  switch (s.head_dim) {
+    case 64:
+      return paged::attend_kernel_64(is_f16);
+    case 96:
+      return paged::attend_kernel_96(is_f16);
+    case 128:
+      return paged::attend_kernel_128(is_f16);
+    case 192:
+      return paged::attend_kernel_192(is_f16);
+    default:
+      return paged::attend_kernel_256(is_f16);
+  }
+}
+
+void decode_fused(const PagedArgs& args, const PagedPlan& plan, Pieces pieces, cudaStream_t stream) {
+  const PagedShape& s = args.shape;
+  const int64_t tokens = static_cast<int64_t>(s.num_seqs) * s.num_query_tokens;
+  const int64_t sets = tokens * s.num_sets();
+  paged::StepParams params;
+  params.a = args;
+  params.plan = plan;
+  params.slots = pieces.take<uint2>(sets * plan.score_ctas * plan.slots);
+  params.bounds = pieces.take<uint4>(sets * plan.score_ctas);
+  set_page_division(s.page_size, params);
+  const paged::ScoreKernel score = score_kernel_of(s);
+  if (score == nullptr) {
+    throw Error(ErrorCode::kInvalidArgument, "paged decode: the plan is for another shape; make one with paged_plan");
+  }
+  launch(score,
+         {.grid = dim3(static_cast<unsigned>(plan.score_ctas), static_cast<unsigned>(plan.score_rows)),
+          .threads = plan.score_threads,
+          .shared_bytes = plan.score_smem},
+         params, stream);
+  launch(attend_kernel_of(s),
+         {.grid = dim3(static_cast<unsigned>(plan.attend_rows * plan.cluster)),
+          .threads = plan.attend_threads,
+          .shared_bytes = plan.attend_smem,
+          .cluster = plan.cluster},
+         params, stream);
+}
+
+void decode_generic(const PagedArgs& args, Pieces pieces, cudaStream_t stream) {
+  const PagedShape& s = args.shape;
+  const int64_t sets = static_cast<int64_t>(s.num_seqs) * s.num_query_tokens * s.num_sets();
+  paged::GenericParams params;
+  params.a = args;
+  set_page_division(s.page_size, params);
+  params.keys = pieces.take<paged::u32>(sets * s.max_length);
+  params.list = pieces.take<int32_t>(sets * s.budget);
+  params.counts = pieces.take<int32_t>(sets);
+  paged::launch_generic(params, stream);
+  succeed(cudaPeekAtLastError(), "launching a kernel");
+}
+
+}  // namespace
+
+PagedDevice paged_device(int32_t ordinal) {
+  int major = 0;
+  int minor = 0;
+  PagedDevice device;
+  succeed(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal), "asking the device");
+  succeed(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal), "asking the device");
+  succeed(cudaDeviceGetAttribute(&device.num_sms, cudaDevAttrMultiProcessorCount, ordinal), "asking the device");
+  device.compute_capability = 10 * major + minor;
+  return device;
+}
+
+void paged_decode_cuda(const PagedArgs& args, const PagedPlan& plan, void* workspace, void* stream) {
+  check(args);
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  if (plan.path == PagedPath::kFused) {
+    decode_fused(args, plan, Pieces(workspace), cuda_stream);
+  } else {
+    decode_generic(args, Pieces(workspace), cuda_stream);
+  }
+}
+
+void paged_write_index_cuda(const PagedIndexArgs& args, void* stream) {
+  check(args);
+  paged::launch_write_index(args, static_cast<cudaStream_t>(stream));
+  succeed(cudaPeekAtLastError(), "launching a kernel");
+}
+
+void paged_select_cuda(const PagedSelectArgs& args, const PagedSelectPlan& plan, void* workspace, void* stream) {
+  check(args);
+  Pieces pieces(workspace);
+  paged::SelectParams params;
+  params.a = args;
+  params.plan = plan;
+  params.slots = pieces.take<uint2>(int64_t{args.num_rows} * plan.score_ctas * plan.slots);
+  params.bounds = pieces.take<uint4>(int64_t{args.num_rows} * plan.score_ctas);
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  const auto rows = static_cast<unsigned>(args.num_rows);
+  launch(paged::select_prune_kernel(),
+         {.grid = dim3(static_cast<unsigned>(plan.score_ctas), rows),
+          .threads = plan.score_threads,
+          .shared_bytes = plan.score_smem},
+         params, cuda_stream);
+  launch(paged::select_pick_kernel(), {.grid = dim3(rows), .threads = 512, .shared_bytes = plan.select_smem}, params,
+         cuda_stream);
+}
+
+}  // namespace fasa::ops

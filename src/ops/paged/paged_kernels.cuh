@@ -1,0 +1,23 @@
+// The kernels of the fused step, to be launched by paged_cuda.cu; one source file an index type or head_dim.
+#pragma once
+
+#include "src/ops/paged/paged_device.cuh"
+
+namespace fasa::ops::paged {
+
+using ScoreKernel = void (*)(const StepParams);
+using AttendKernel = void (*)(const StepParams);
+
+// For `frags` quads of heads scored together (1, 2, 4), or 4 sets at once (sets = 4); null where there is none.
+ScoreKernel score_kernel_bf16(int dims, int frags, int sets);
+ScoreKernel score_kernel_fp8(int dims, int frags, int sets);
+ScoreKernel score_kernel_int8(int dims, int frags, int sets);
+ScoreKernel score_kernel_int4(int dims, int frags, int sets);
+
+AttendKernel attend_kernel_64(bool is_f16);
+AttendKernel attend_kernel_96(bool is_f16);
+AttendKernel attend_kernel_128(bool is_f16);
+AttendKernel attend_kernel_192(bool is_f16);
+AttendKernel attend_kernel_256(bool is_f16);
+
+}  // namespace fasa::ops::paged

@@ -1,0 +1,101 @@
+#include "src/ops/paged/paged_select.cuh"
+
+#include "src/ops/paged/paged_attend.cuh"
+
+namespace fasa::ops::paged {
+namespace {
+
+__global__ void __launch_bounds__(256) prune_kernel(const __grid_constant__ SelectParams p) {
+  extern __shared__ __align__(16) u32 shared[];
+  auto& s = *reinterpret_cast<PruneShared<1>*>(shared);
+  u32* keys = shared + kPruneSharedBytes1 / 4;
+  const int nt = blockDim.x;
+  const int tid = threadIdx.x;
+  const int lane = tid & 31;
+  const int warp = tid >> 5;
+  const int tokens = p.a.num_tokens;
+  const float* row = p.a.scores + static_cast<int64_t>(blockIdx.y) * p.a.row_stride;
+  // First token of this thread's j-th four of a round.
+  const auto token_at = [&](int round, int j) {
+    const int k = ((round * (nt >> 5) + warp) * 4 + j) * 8 + (lane >> 2);
+    return spread_unit(k, blockIdx.x, gridDim.x) * 16 + (lane & 3) * 4;
+  };
+  const auto load = [&](int round, uint4(&v)[4]) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int t = token_at(round, j);
+      if (t < tokens) v[j] = load_stream<uint4>(row + t);
+    }
+  };
+  s.clear();
+  grid_wait();
+  grid_launch_dependents();
+  uint4 now[4];
+  load(0, now);
+  __syncthreads();
+  u32 best = 0;
+  u32 least = 0xFFFFFFFFU;
+  int n = 0;
+  for (int round = 0; round < p.plan.score_iterations; ++round) {
+    uint4 next[4];
+    load(round + 1, next);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int t = token_at(round, j);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const u32 key = t + e < tokens ? key_of(__uint_as_float(e == 0   ? now[j].x
+                                                                : e == 1 ? now[j].y
+                                                                : e == 2 ? now[j].z
+                                                                         : now[j].w))
+                                       : 0U;
+        keys[n * nt + tid] = key;
+        ++n;
+        best = max(best, key);
+        least = min(least, key != 0 ? key : 0xFFFFFFFFU);
+      }
+      now[j] = next[j];
+    }
+  }
+  const int64_t where = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
+  prune<1, true>(s, keys, n, best, least, p.plan.quota, p.plan.slots, p.slots + where * p.plan.slots, p.bounds + where,
+                 [&](int i) { return token_at(i / 16, i / 4 % 4) + i % 4; });
+}
+
+__global__ void __launch_bounds__(512) pick_kernel(const __grid_constant__ SelectParams p) {
+  extern __shared__ __align__(16) char memory[];
+  auto& s = *reinterpret_cast<SelectShared*>(memory);
+  uint2* slots = reinterpret_cast<uint2*>(memory + kSelectSharedBytes);
+  const int count = p.plan.score_ctas * p.plan.slots;
+  const int tid = threadIdx.x;
+  const int nt = blockDim.x;
+  int32_t* kept = p.a.kept + static_cast<int64_t>(blockIdx.x) * p.a.budget;
+  s.clear();
+  grid_wait();
+  grid_launch_dependents();
+  const uint2* from = p.slots + static_cast<int64_t>(blockIdx.x) * count;
+  for (int i = tid; i < count / 2; i += nt) copy_async16(slots + 2 * i, from + 2 * i);
+  const uint4 bounds = join_bounds(p.bounds + static_cast<int64_t>(blockIdx.x) * p.plan.score_ctas, p.plan.score_ctas);
+  copy_async_wait();
+  __syncthreads();
+  const Threshold t = find_threshold(s, slots, count, p.a.budget, bounds);
+  u32 n = t.kept;
+  if (t.exact) {
+    emit_kept(s.warps, slots, count, t, [&](int token, u32 i) { kept[i] = token; });
+  } else {
+    const float* row = p.a.scores + static_cast<int64_t>(blockIdx.x) * p.a.row_stride;
+    __syncthreads();
+    exact_select<false>(
+        *reinterpret_cast<ExactShared*>(memory), 0, p.a.num_tokens, p.a.budget,
+        [&](int token) { return key_of(__ldg(row + token)); },
+        [&](int token, u32, u32 position) { kept[position] = token; }, &n);
+  }
+  for (u32 i = n + tid; i < static_cast<u32>(p.a.budget); i += nt) kept[i] = -1;
+}
+
+}  // namespace
+
+SelectKernel select_prune_kernel() { return prune_kernel; }
+SelectKernel select_pick_kernel() { return pick_kernel; }
+
+}  // namespace fasa::ops::paged
