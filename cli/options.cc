@@ -60,10 +60,11 @@ void add_common_options(CLI::App& command, CommonOptions& options, Arity policie
       ->check(CLI::Range(1, 1024));
   std::string names;
   for (const PolicyInfo& info : policy_infos()) names += (names.empty() ? "" : ", ") + std::string(info.name);
-  auto* policy = command.add_option("--policy", options.policies,
-                                    "Which tokens a query attends to: full is llama.cpp's own attention, oracle the top "
-                                    "tokens by the exact score; docs/policies.md tells of all: " +
-                                        names);
+  auto* policy =
+      command.add_option("--policy", options.policies,
+                         "Which tokens a query attends to: full is llama.cpp's own attention, oracle the top "
+                         "tokens by the exact score; docs/policies.md tells of all: " +
+                             names);
   auto* budget =
       command.add_option("--budget", options.budgets, "Tokens that a query attends to, sinks and recent included");
   policy->default_str(default_policies)->delimiter(',')->expected(1, policies == Arity::kOne ? 1 : 32);
@@ -106,7 +107,8 @@ void add_common_options(CLI::App& command, CommonOptions& options, Arity policie
                   "Last queries that are looked at (h2o, snapkv, graphkv, zeromerge, quickllama, actqkv)")
       ->default_str(std::to_string(options.defaults.window))
       ->group(group);
-  command.add_option("--basis", options.defaults.basis, "loki: components of the keys before (pre) or after RoPE (post)")
+  command
+      .add_option("--basis", options.defaults.basis, "loki: components of the keys before (pre) or after RoPE (post)")
       ->default_str(options.defaults.basis)
       ->group(group);
   command.add_option("--policy-seed", options.defaults.seed, "random: seed of the draw")

@@ -78,10 +78,14 @@ Json Evaluation::lane_settings(const Lane& lane) const {
     row["budget"] = 0;
     return row;
   }
-  const bool indexed = find_policy(lane.settings.kind).needs_index;
+  const Policy& policy = find_policy(lane.settings.kind);
+  const bool indexed = policy.index != nullptr || lane.settings.kind == PolicyKind::kSparq;
   for (const auto& [key, value] : backend_settings(options_.common, lane.settings)) {
     if (key == "policy" || key == "verbose") continue;
     if (!indexed && (key == "n_tip" || key == "criterion" || key == "share_fcs" || key == "index")) continue;
+    if (policy.make_state == nullptr && (key == "page" || key == "window")) continue;
+    if (lane.settings.kind != PolicyKind::kLoki && key == "basis") continue;
+    if (lane.settings.kind != PolicyKind::kRandom && key == "seed") continue;
     char* end = nullptr;
     const int64_t number = std::strtoll(value.c_str(), &end, 10);
     if (key.starts_with("share_")) {

@@ -58,10 +58,10 @@ struct PolicySettings {
   bool share_tokens = false;           // one choice of tokens for a KV group (max of the heads' scores)
   int64_t dense_layers = 2;            // the first layers keep full attention
   IndexType index_type = IndexType::kI8;
-  int64_t page = 16;          // rows of a page (policies that choose pages)
-  int64_t window = 32;        // last queries that are looked at (PolicyInfo::observes_prefill)
+  int64_t page = 16;           // rows of a page (policies that choose pages)
+  int64_t window = 32;         // last queries that are looked at (PolicyInfo::observes_prefill)
   std::string basis = "post";  // kLoki: principal components of the keys before ("pre") or after RoPE
-  int64_t seed = 1;           // kRandom
+  int64_t seed = 1;            // kRandom
 };
 
 // Throws Error(kInvalidArgument) on a setting that cannot work (budget < sinks + recent + 1, ...).

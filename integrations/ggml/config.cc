@@ -100,7 +100,8 @@ void load(Config& config) {
   auto profile = std::make_shared<Profile>(load_profile(config.profile_path));
   const Policy& policy = find_policy(config.settings.kind);
   for (const LayerProfile& layer : profile->layers) {
-    if (!layer.measures.empty() && policy.index != nullptr) policy.index(layer, config.settings);  // throws: no such data
+    if (!layer.measures.empty() && policy.index != nullptr)
+      policy.index(layer, config.settings);  // throws: no such data
   }
   config.profile = std::move(profile);
 }

@@ -65,7 +65,8 @@ std::string layer_problem(const LayerProfile& layer) {
   }
   for (const auto& [name, values] : layer.bases) {
     const auto axis = static_cast<size_t>(layer.num_kv_heads) * static_cast<size_t>(layer.rope.head_dim);
-    if (values.empty() || values.size() % axis != 0 || values.size() / axis > static_cast<size_t>(layer.rope.head_dim)) {
+    if (values.empty() || values.size() % axis != 0 ||
+        values.size() / axis > static_cast<size_t>(layer.rope.head_dim)) {
       return problem(fmt::format("a basis '{}' of {} values, not 1 to {} axes for each KV head", name, values.size(),
                                  layer.rope.head_dim));
     }

@@ -39,8 +39,8 @@ LayerIndex::LayerIndex(IndexContent content, std::unique_ptr<RowState> state)
       last_stamp_(static_cast<uint32_t>(num_rows())),
       ordered_prefix_(num_rows()) {
   std::iota(stamps_.begin(), stamps_.end(), 1U);
-  assert(!content_.basis.empty() || static_cast<int64_t>(content_.dims.size()) ==
-                                        content_.shape.num_planes * content_.shape.num_fcs * 2);
+  assert(!content_.basis.empty() ||
+         static_cast<int64_t>(content_.dims.size()) == content_.shape.num_planes * content_.shape.num_fcs * 2);
   visible_rows_.reserve(static_cast<size_t>(num_rows()));
 }
 

@@ -58,12 +58,10 @@ class GraphKvState final : public SnapKvState {
     num_sources = std::min(num_sources, n);
     order_.resize(static_cast<size_t>(n));
     std::iota(order_.begin(), order_.end(), 0);
-    std::partial_sort(order_.begin(), order_.begin() + num_sources, order_.end(), [&](int32_t a, int32_t b) {
-      return rank[a] != rank[b] ? rank[a] > rank[b] : a < b;
-    });
+    std::partial_sort(order_.begin(), order_.begin() + num_sources, order_.end(),
+                      [&](int32_t a, int32_t b) { return rank[a] != rank[b] ? rank[a] > rank[b] : a < b; });
     near_.assign(static_cast<size_t>(n), 0.0F);
-    auto* dots =
-        static_cast<float*>(context.shared_scratch(kSlotObserve, static_cast<size_t>(n) * sizeof(float)));
+    auto* dots = static_cast<float*>(context.shared_scratch(kSlotObserve, static_cast<size_t>(n) * sizeof(float)));
     CacheView head = step.k;
     head.data = step.k.at(0, g);
     head.num_heads = 1;

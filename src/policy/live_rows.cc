@@ -77,8 +77,8 @@ RowSets LiveRows::visible(Context& context, const DecodeStep& step) const {
   size_t longest = 1;
   for (const auto& list : lists_) longest = std::max(longest, list.size());
   const int64_t num_sets = shape_.num_kv_heads;
-  auto* counts = static_cast<int64_t*>(context.shared_scratch(
-      kSlotRows, static_cast<size_t>(num_sets) * (sizeof(int64_t) + longest * sizeof(int32_t))));
+  auto* counts = static_cast<int64_t*>(
+      context.shared_scratch(kSlotRows, static_cast<size_t>(num_sets) * (sizeof(int64_t) + longest * sizeof(int32_t))));
   auto* rows = reinterpret_cast<int32_t*>(counts + num_sets);
   const auto stride = static_cast<int64_t>(longest);
   for (int64_t g = 0; g < num_sets; ++g) {
@@ -89,8 +89,7 @@ RowSets LiveRows::visible(Context& context, const DecodeStep& step) const {
   return {rows, stride, counts, num_sets};
 }
 
-int64_t LiveRows::evict(Context& context, const PolicySettings& settings, const DecodeStep& step,
-                        const RowSets& live) {
+int64_t LiveRows::evict(Context& context, const PolicySettings& settings, const DecodeStep& step, const RowSets& live) {
   auto* ranks = static_cast<float*>(
       context.shared_scratch(kSlotScores, static_cast<size_t>(live.num_sets * live.stride) * sizeof(float)));
   const int64_t read = rank(context, settings, step, live, ranks);
@@ -185,7 +184,8 @@ DecodeReport LiveRows::decode(Context& context, const PolicySettings& settings, 
   window_.push(step.q, step.row);
   report.kv_bytes += ranked;
   for (int64_t g = 0; g < live.num_sets; ++g) {
-    report.index_bytes += live.counts[g] * static_cast<int64_t>(sizeof(int32_t) + (shape_.accumulates ? sizeof(float) : 0));
+    report.index_bytes +=
+        live.counts[g] * static_cast<int64_t>(sizeof(int32_t) + (shape_.accumulates ? sizeof(float) : 0));
   }
   return report;
 }

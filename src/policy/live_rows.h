@@ -73,10 +73,10 @@ class LiveRows : public RowState {
   std::vector<std::vector<int32_t>> lists_;  // [num_kv_heads] ascending
   std::vector<uint8_t> known_;               // [num_rows] taken in: live, or dropped
   int64_t known_prefix_ = 0;
-  bool unweighed_ = false;  // rows came in together
-  std::vector<float> mass_;        // [num_kv_heads][num_rows]
-  std::vector<int32_t> lost_;      // rows that one eviction drops
-  std::vector<int32_t> forced_;    // positions of forced rows in a list
+  bool unweighed_ = false;       // rows came in together
+  std::vector<float> mass_;      // [num_kv_heads][num_rows]
+  std::vector<int32_t> lost_;    // rows that one eviction drops
+  std::vector<int32_t> forced_;  // positions of forced rows in a list
 };
 
 }  // namespace fasa

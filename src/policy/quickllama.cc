@@ -107,8 +107,8 @@ class QuickLlamaState final : public PageState {
 
 std::unique_ptr<RowState> quickllama_state(const LayerProfile& layer, int64_t num_rows,
                                            const PolicySettings& settings) {
-  return std::make_unique<QuickLlamaState>(
-      PageShape{num_rows, layer.num_kv_heads, settings.page, layer.rope.head_dim}, layer.num_q_heads, settings.window);
+  return std::make_unique<QuickLlamaState>(PageShape{num_rows, layer.num_kv_heads, settings.page, layer.rope.head_dim},
+                                           layer.num_q_heads, settings.window);
 }
 
 DecodeReport decode_quickllama(Context& context, const PolicySettings& settings, const DecodeStep& step) {

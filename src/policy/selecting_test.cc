@@ -68,7 +68,8 @@ TEST(Selecting, RandomRowsAreAsManyAndDifferFromStepToStep) {
   flat.sinks = flat.recent = 0;
   std::vector<int> drawn(static_cast<size_t>(s.num_rows), 0);
   for (int64_t row = 0; row < s.num_rows; ++row) {
-    for (int64_t d = 0; d < Simulation::kValueDim; ++d) store_value(DType::kF16, s.v.at(row, 0), d, row % 2 == 0 ? 1 : 0);
+    for (int64_t d = 0; d < Simulation::kValueDim; ++d)
+      store_value(DType::kF16, s.v.at(row, 0), d, row % 2 == 0 ? 1 : 0);
     for (int64_t d = 0; d < kDim; ++d) store_value(DType::kF16, s.k.at(row, 0), d, 0);
   }
   double even = 0;
@@ -102,7 +103,8 @@ TEST(Selecting, Channels) {
       }
       std::ranges::sort(order);
       double score = 0;
-      for (int i = 0; i < 8; ++i) score += static_cast<double>(s.head(h)[order[i].second]) * s.key(row, g, order[i].second);
+      for (int i = 0; i < 8; ++i)
+        score += static_cast<double>(s.head(h)[order[i].second]) * s.key(row, g, order[i].second);
       return score;
     });
     EXPECT_EQ(report.index_bytes, s.num_rows * 2 * 8 * 2) << "the bytes of fasa's index";
@@ -175,7 +177,8 @@ TEST(Selecting, Sparq) {
         std::vector<double> p;
         for (const int32_t row : s.all()) {
           double score = 0;
-          for (int i = 0; i < 8; ++i) score += static_cast<double>(s.head(h)[order[i].second]) * s.key(row, g, order[i].second);
+          for (int i = 0; i < 8; ++i)
+            score += static_cast<double>(s.head(h)[order[i].second]) * s.key(row, g, order[i].second);
           p.push_back(std::exp(score / std::sqrt(kDim * chosen / all)));
         }
         const double sum = std::accumulate(p.begin(), p.end(), 0.0);
@@ -297,7 +300,8 @@ TEST(Selecting, ActQkv) {
         double probe = 0;
         for (size_t age = 0; age < 5; ++age) probe += bias[age] / total * q(age, h * kDim + d);
         double key = 0;
-        for (int64_t row = first; row < last; ++row) key += s.key(row, h / kGroup, d) / static_cast<double>(last - first);
+        for (int64_t row = first; row < last; ++row)
+          key += s.key(row, h / kGroup, d) / static_cast<double>(last - first);
         score += probe * f16_to_f32(f32_to_f16(static_cast<float>(key)));
       }
       return score;
@@ -331,7 +335,8 @@ TEST(Selecting, OverwrittenAndRotatedRowsAreSeen) {
     for (int64_t row = 40; row < 60; ++row) s.write(row);
     for (int64_t row = 80; row < 90; ++row) {
       for (int64_t g = 0; g < Simulation::kKvHeads; ++g) {
-        for (int64_t d = 0; d < kDim; ++d) store_value(DType::kF16, s.k.at(row, g), d, static_cast<float>(-s.key(row, g, d)));
+        for (int64_t d = 0; d < kDim; ++d)
+          store_value(DType::kF16, s.k.at(row, g), d, static_cast<float>(-s.key(row, g, d)));
       }
     }
     s.index->invalidate(80, 10);

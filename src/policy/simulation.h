@@ -137,9 +137,7 @@ struct Simulation {
   }
   // The forced rows and the best others of `rows` by score, `count` in all.
   Rows top(const Rows& rows, const std::vector<double>& scores, int64_t count) const {
-    const auto forced = [&](int32_t row) {
-      return row < settings.sinks || row >= num_rows - forced_recent(settings);
-    };
+    const auto forced = [&](int32_t row) { return row < settings.sinks || row >= num_rows - forced_recent(settings); };
     std::vector<size_t> order(rows.size());
     std::iota(order.begin(), order.end(), size_t{0});
     std::ranges::stable_sort(order, [&](size_t a, size_t b) {

@@ -58,9 +58,9 @@ class SparqState final : public RowState {
   std::vector<uint16_t> columns_;  // f16 [num_kv_heads][head_dim][stride]
   std::vector<uint8_t> valid_;
   int64_t valid_prefix_ = 0;
-  int64_t width_ = 0;          // of V
-  std::vector<double> sum_;    // [num_kv_heads][width] of rows 0..summed_rows_-1
-  std::vector<double> mean_;   // the same over the visible rows of the step
+  int64_t width_ = 0;         // of V
+  std::vector<double> sum_;   // [num_kv_heads][width] of rows 0..summed_rows_-1
+  std::vector<double> mean_;  // the same over the visible rows of the step
   int64_t summed_rows_ = 0;
 };
 

@@ -42,11 +42,10 @@ class ZeroMergeState final : public LiveRows {
     restart();
   }
   int64_t memory_bytes() const override {
-    return LiveRows::memory_bytes() +
-           static_cast<int64_t>((keys_.capacity() + values_.capacity() + weights_.capacity() + logs_.capacity() +
-                                 out_.capacity()) *
-                                    sizeof(float) +
-                                used_.capacity() * sizeof(int64_t) + merged_.capacity());
+    return LiveRows::memory_bytes() + static_cast<int64_t>((keys_.capacity() + values_.capacity() +
+                                                            weights_.capacity() + logs_.capacity() + out_.capacity()) *
+                                                               sizeof(float) +
+                                                           used_.capacity() * sizeof(int64_t) + merged_.capacity());
   }
 
  protected:
@@ -66,18 +65,16 @@ class ZeroMergeState final : public LiveRows {
  private:
   void merge(const DecodeStep& step, int64_t kv_head, int64_t slot, int64_t row);
   int64_t nearest(const CacheView& k, int64_t kv_head, int64_t row) const;
-  float* key(int64_t kv_head, int64_t slot) {
-    return keys_.data() + (kv_head * num_slots_ + slot) * shape().head_dim;
-  }
+  float* key(int64_t kv_head, int64_t slot) { return keys_.data() + (kv_head * num_slots_ + slot) * shape().head_dim; }
 
   int64_t num_slots_;
-  int64_t width_ = 0;           // of V
-  std::vector<float> keys_;     // [num_kv_heads][num_slots][head_dim]
-  std::vector<float> values_;   // [num_kv_heads][num_slots][width]
-  std::vector<float> weights_;  // [num_kv_heads][num_slots] rows merged into a slot
-  std::vector<float> logs_;     // of weights_
-  std::vector<int64_t> used_;   // [num_kv_heads] slots that hold something: the first ones
-  std::vector<float> out_;      // [num_q_heads][width + 1] attention over the slots, then its lse
+  int64_t width_ = 0;            // of V
+  std::vector<float> keys_;      // [num_kv_heads][num_slots][head_dim]
+  std::vector<float> values_;    // [num_kv_heads][num_slots][width]
+  std::vector<float> weights_;   // [num_kv_heads][num_slots] rows merged into a slot
+  std::vector<float> logs_;      // of weights_
+  std::vector<int64_t> used_;    // [num_kv_heads] slots that hold something: the first ones
+  std::vector<float> out_;       // [num_q_heads][width + 1] attention over the slots, then its lse
   std::vector<uint8_t> merged_;  // [num_rows] by any KV head
   int64_t merged_end_ = 0;       // past the last of them
   bool broken_ = false;
@@ -144,8 +141,13 @@ void ZeroMergeState::finish(Context& context, const DecodeStep& step, float* lse
     ops::AttendArgs attend;
     attend.q = {step.q.at(g * group), group, step.q.head_dim, step.q.head_stride};
     attend.k = {reinterpret_cast<std::byte*>(key(g, 0)), DType::kF32, used_[g], 1, shape().head_dim, key_bytes, 0};
-    attend.v = {reinterpret_cast<std::byte*>(values_.data() + g * num_slots_ * width_), DType::kF32, used_[g], 1, width_,
-                value_bytes, 0};
+    attend.v = {reinterpret_cast<std::byte*>(values_.data() + g * num_slots_ * width_),
+                DType::kF32,
+                used_[g],
+                1,
+                width_,
+                value_bytes,
+                0};
     attend.scale = step.scale;
     attend.softcap = step.softcap;
     attend.num_rows = used_[g];

@@ -40,7 +40,7 @@ void score(Context& context, const ScoreArgs& args);
 // The same S from the keys themselves, all dims (the oracle's score): exact q.k in f32.
 struct ExactScoreArgs {
   HeadsView q;
-  CacheView k;  // [num_rows, num_kv_heads, head_dim]
+  CacheView k;                  // [num_rows, num_kv_heads, head_dim]
   const float* bias = nullptr;  // [num_rows] or null
   GroupReduce reduce = GroupReduce::kNone;
   float* scores = nullptr;

@@ -221,9 +221,9 @@ PackedQueries pack_queries(Context& context, const ScoreArgs& args) {
     float* floats = packed.floats + head * num_fcs * 2;
     float max_abs = 0;
     for (int64_t i = 0; i < num_fcs * 2; ++i) {
-      floats[i] = args.index.basis == nullptr ? args.q.at(head)[args.index.dims[first + i]]
-                                              : dot(args.index.basis + (first + i) * args.q.head_dim, args.q.at(head),
-                                                    args.q.head_dim);
+      floats[i] = args.index.basis == nullptr
+                      ? args.q.at(head)[args.index.dims[first + i]]
+                      : dot(args.index.basis + (first + i) * args.q.head_dim, args.q.at(head), args.q.head_dim);
       if (args.index.weights != nullptr) floats[i] *= args.index.weights[(first + i) / 2];
       max_abs = std::max(max_abs, std::abs(floats[i]));
     }
