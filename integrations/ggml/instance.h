@@ -26,7 +26,7 @@ class Instance {
   void set_num_threads(int num_threads);
   // Throws Error.
   void set_rows(const ggml_tensor* node);
-  void flash_attn(const ggml_tensor* node);
+  void flash_attn(ggml_tensor* node);
   void k_shift(ggml_tensor* node);
 
  private:
@@ -38,6 +38,9 @@ class Instance {
   // The profile of the layer if this instance runs it with an index, else null.
   const LayerProfile* indexed_layer(const KvLayer& kv) const;
   InstanceIndex* index_of(KvLayer& kv);
+  void compute_on_cpu(ggml_tensor* node);
+  void set_cpu_threads();
+  void observe_prefill(const Attention& a, int64_t stream, InstanceIndex& index);
   void attend_stream(const Attention& a, int64_t stream, InstanceIndex* index);
   void find_prefill_rows(const Attention& a, int64_t stream, LayerIndex& index, const CacheView& cache);
   void decode_row(const Attention& a, int64_t stream, int64_t row, LayerIndex* index, const CacheView& cache);
@@ -46,7 +49,7 @@ class Instance {
   PolicySettings dense_;
   int num_threads_ = 0;
   std::unique_ptr<Context> context_;
-  ggml_backend_t cpu_ = nullptr;
+  ggml_backend_t cpu_ = nullptr;  // for what is llama.cpp's to compute but ours to see
   std::vector<int64_t> ids_;
   std::vector<int64_t> stream_rows_;
   std::vector<uint8_t> is_prefill_;

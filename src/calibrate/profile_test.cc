@@ -191,7 +191,7 @@ TEST(ProfileText, RefusesEachBadFileInOneSentence) {
       {"a missing measure", swap("\"ca256\"", "\"ca64\""), "lacks the measure"},
       {"measures array", swap("\"measures\": {}", "\"measures\": []"), "is not an object"},
       {"flat measure", swap("\"ca256\": [[", "\"ca256\": [1,["), "query heads"},
-      {"uneven heads", swap("\"ca256\": [[0,", "\"ca256\": [["), "unequal length"},
+      {"uneven heads", swap("\"ca256\": [[0,", "\"ca256\": [["), "another length"},
       {"NaN", swap("\"ca256\": [[0,", "\"ca256\": [[NaN,"), "it is not valid JSON at byte"},
       {"null", swap("\"ca256\": [[0,", "\"ca256\": [[null,"), "is not a number"},
       {"negative", swap("\"ca256\": [[0,", "\"ca256\": [[-1,"), "negative or not finite"},

@@ -33,8 +33,9 @@ struct AttendArgs {
   int64_t num_rows = 0;         // dense: how many rows
   const float* bias = nullptr;  // dense: [num_rows] added, or null
 
-  HeadsView out;         // [num_q_heads, head_dim_v] f32
-  float* lse = nullptr;  // [num_q_heads] or null
+  HeadsView out;            // [num_q_heads, head_dim_v] f32
+  float* lse = nullptr;     // [num_q_heads] or null
+  float* logits = nullptr;  // sparse: a[h, t] of the kept rows, [num_q_heads, rows_stride], or null; exp(a - lse) weighs
 };
 
 void check(const AttendArgs& args);
