@@ -63,7 +63,7 @@ void add_common_options(CLI::App& command, CommonOptions& options, Arity policie
                                     "by the exact score: what any selection of this budget aims at)");
   auto* budget =
       command.add_option("--budget", options.budgets, "Tokens that a query attends to, sinks and recent included");
-  policy->default_str(default_policies)->delimiter(',')->expected(1, policies == Arity::kOne ? 1 : 8);
+  policy->default_str(default_policies)->delimiter(',')->expected(1, policies == Arity::kOne ? 1 : 32);
   budget->default_str(std::to_string(options.defaults.budget))
       ->delimiter(',')
       ->expected(1, budgets == Arity::kOne ? 1 : 32);

@@ -78,7 +78,8 @@ Json Evaluation::lane_settings(const Lane& lane) const {
     row["budget"] = 0;
     return row;
   }
-  const bool indexed = find_policy(lane.settings.kind).needs_index;
+  const Policy& policy = find_policy(lane.settings.kind);
+  const bool indexed = policy.index != nullptr || policy.make_state != nullptr;
   for (const auto& [key, value] : backend_settings(options_.common, lane.settings)) {
     if (key == "policy" || key == "verbose") continue;
     if (!indexed && (key == "n_tip" || key == "criterion" || key == "share_fcs" || key == "index")) continue;
@@ -125,7 +126,13 @@ PrefilledState Evaluation::prefill(std::span<const llama_token> tokens, const Pr
 }
 
 void Evaluation::start(Lane& lane, const PrefilledState& state) {
-  session_.open(lane).restore(state.bytes, static_cast<int64_t>(state.tokens.size()));
+  LlamaContext& context = session_.open(lane);
+  if (policy_info(lane.settings.kind).observes_prefill) {
+    context.clear();
+    context.prefill(state.tokens);
+  } else {
+    context.restore(state.bytes, static_cast<int64_t>(state.tokens.size()));
+  }
 }
 
 }  // namespace fasa::cli
