@@ -148,8 +148,8 @@ bool claims_attention(const ggml_tensor* op) {
   if (q->ne[1] > kMaxQueryRows && !observes_prefill(*config, cache_layer(root, 'k'), op)) return false;
   if (config->profile == nullptr || k->ne[1] <= config->settings.budget) return false;
   const std::shared_ptr<KvLayer> kv = find_layer(root);
-  // Before anything was written llama.cpp probes whether attention runs on the layer's own device.
-  if (kv == nullptr || !kv->written) return false;
+  // Before anything was written llama.cpp probes, with the whole cache, whether attention runs on the layer's own device.
+  if (kv == nullptr || (!kv->written && k->ne[1] >= kv->num_rows)) return false;
   const LayerProfile* layer = matching_profile(*config, *kv);
   if (layer == nullptr) return false;
   bool k_known = false;

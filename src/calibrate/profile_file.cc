@@ -182,7 +182,7 @@ class Reader {
       for (const Json& axes : kv_heads) {
         if (!axes.is_array() || axes.empty()) fail(of + " has a KV head that is not an array of axes");
         if (axes.size() != kv_heads.front().size()) fail(of + " has KV heads with unequal numbers of axes");
-        read_rows(axes, of, "axis", static_cast<size_t>(layer.rope.head_dim), layer.bases[name]);
+        read_rows(axes, of, "axis", kv_heads.front().front().size(), layer.bases[name]);
       }
     }
   }

@@ -183,7 +183,7 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
                                        s.index_dims)
                       .total;
   const int64_t sets = int64_t{s.num_seqs} * s.num_query_tokens * s.num_sets();
-  p.workspace_bytes = round_up(sets * p.score_ctas * p.slots * 8, 256) + round_up(sets * p.score_ctas * 4, 256);
+  p.workspace_bytes = round_up(sets * p.score_ctas * p.slots * 8, 256) + round_up(sets * p.score_ctas * 16, 256);
 }
 
 namespace {
@@ -222,7 +222,7 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   const int64_t attending = attend_rows(s);
   p.cluster = floor_power2(std::clamp<int64_t>(device.num_sms * 2 / attending, 1, 8));
   while (p.cluster > 1 && s.budget / p.cluster < 32) p.cluster /= 2;
-  p.attend_threads = s.budget / p.cluster <= 64 ? 128 : 256;
+  p.attend_threads = 256;
   complete_plan(s, p);
   while (p.score_smem > kPagedSharedMemory && p.score_ctas < 1024) {
     p.score_ctas *= 2;
@@ -248,7 +248,7 @@ PagedSelectPlan paged_select_plan(const PagedSelectArgs& a, const PagedDevice& d
   p.score_smem = paged::kPruneSharedBytes1 + 4 * int64_t{p.score_threads} * 16 * p.score_iterations;
   p.select_smem = paged::kSelectSharedBytes + int64_t{8} * p.score_ctas * p.slots;
   const int64_t rows = a.num_rows;
-  p.workspace_bytes = round_up(rows * p.score_ctas * p.slots * 8, 256) + round_up(rows * p.score_ctas * 4, 256);
+  p.workspace_bytes = round_up(rows * p.score_ctas * p.slots * 8, 256) + round_up(rows * p.score_ctas * 16, 256);
   if (p.score_smem > kPagedSharedMemory || p.select_smem > kPagedSharedMemory || p.score_ctas * p.slots >= 65536) {
     refuse("a budget of " + number(a.budget) + " needs more shared memory than a CTA has; lower it");
   }

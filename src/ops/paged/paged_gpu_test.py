@@ -14,6 +14,7 @@ import paged
 from paged import INDEX_TYPES, KV_TYPES, Shape, Step, library
 from paged_check import attend_f64, check_kept, check_out, error, pick
 
+torch.set_num_threads(2)  # the processes of pytest-xdist share the cores
 REDUCED = os.environ.get("FASA_REDUCED") == "1"
 BF16, F16, F8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
 POISON = 1 << 30  # a block that does not exist: reading through it faults

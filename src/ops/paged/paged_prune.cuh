@@ -1,6 +1,6 @@
 // Exact pruning inside one CTA: of the keys that its threads hold, publish at least the `quota` best
-// and at most `slots`, and say which key bounds those kept back. A reader that finds the wanted
-// threshold above every CTA's bound knows that it has seen enough.
+// and at most `slots`, and their bounds: (no key kept back is above x, the best key is y, few or none published are
+// below z, w are published). A reader that finds the wanted threshold at or above every CTA's x has seen enough.
 //
 // The first cut looks at one value a thread, its best key: the quota-th best of these is at or below
 // the quota-th best key, and little is above it. Ranges narrow by 2^9 a round where more than `slots`
@@ -139,10 +139,10 @@ __device__ __forceinline__ void place_items(PruneShared<kSets>& s, int set, u32 
 }
 
 // keys[i * blockDim.x + threadIdx.x], i < n: this thread's. `best`, `least` of them (0, all ones: none).
-// token(i): the position of the i-th. out: the set's slots, or null. dropped: the set's bound.
+// token(i): the position of the i-th. out: the set's slots, or null. bounds: of the set (thread t < kSets: set t).
 template <int kSets, bool kFloatKeys, class TokenOf>
 __device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, int n, u32 best, u32 least, u32 quota,
-                                      u32 slots, uint2* out, u32* dropped, const TokenOf& token) {
+                                      u32 slots, uint2* out, uint4* bounds, const TokenOf& token) {
   const int nt = blockDim.x;
   const int tid = threadIdx.x;
   const int lane = tid & 31;
@@ -181,6 +181,7 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, in
   u32 threshold = first.bin <= 0 ? 1U : low + (static_cast<u32>(first.bin) << shift);
 
   u32 mine = 0;
+#pragma unroll 4
   for (int i = 0; i < n; ++i) mine += keys[i * nt + tid] >= threshold ? 1U : 0U;
   u32 place;
   u32 total;
@@ -244,7 +245,10 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, in
     }
   }
   for (u32 i = total + tid / kSets; i < slots; i += nt / kSets) out[i] = make_uint2(0, 0);
-  if (tid < kSets) *dropped = total > slots ? threshold : threshold - 1U;
+  if (tid < kSets) {
+    const u32 lowest = threshold > 1U ? threshold : max(s.lowest[set], 1U);
+    *bounds = make_uint4(total > slots ? threshold : threshold - 1U, highest, lowest, min(total, slots));
+  }
 }
 
 }  // namespace fasa::ops::paged

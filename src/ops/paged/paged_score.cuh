@@ -120,7 +120,6 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
   extern __shared__ __align__(16) u32 shared[];
   auto& s = *reinterpret_cast<PruneShared<kSets>*>(shared);
   u32* keys = shared + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4) / 4;
-  touch_parameters(p);
   const PagedShape& shape = p.a.shape;
   const int nt = blockDim.x;
   const int tid = threadIdx.x;
@@ -132,14 +131,35 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
   const int rank = blockIdx.x;
   const ScoreRow r = score_row<kSets>(shape, blockIdx.y);
   s.clear();
+  // Constants of the model: no kernel of the stream writes them (paged.h).
+  const int64_t dims0 = static_cast<int64_t>(r.plane) * (4 * kLaneDims) + c * kLaneDims;
+  int dim[kLaneDims];
+  load_dims<kLaneDims>(p.a.dims + dims0, dim);
 
   grid_wait();
   grid_launch_dependents();
 
-  const int length = __ldcg(p.a.lengths + r.seq);
+  // Everything that hangs on one load is asked for before any of it is waited for.
+  const int length = load_stream<int>(p.a.lengths + r.seq);
+  unsigned short raw[kFrags][kLaneDims];
+#pragma unroll
+  for (int f = 0; f < kFrags; ++f) {
+    const char* q = row_at(p.a.q, r.seq, r.query, r.head0 + min(4 * f + (g >> 1), r.heads - 1));
+#pragma unroll
+    for (int i = 0; i < kLaneDims; ++i) raw[f][i] = load_stream<unsigned short>(q + 2 * dim[i]);
+  }
+  const bool appends = p.a.k_new.data != nullptr;
+  const bool last = rank == ctas - 1;
+  const bool indexes = last && appends && warp == 0;  // the new tokens, one for each g
+  unsigned short raw_new[kLaneDims];
+  if (indexes) {
+    const char* k = row_at(p.a.k_new, r.seq, min(g, shape.num_query_tokens - 1), r.kv_head);
+#pragma unroll
+    for (int i = 0; i < kLaneDims; ++i) raw_new[i] = load_stream<unsigned short>(k + 2 * dim[i]);
+  }
+
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   const int seen = length - shape.num_query_tokens + r.query + 1;
-  const bool appends = p.a.k_new.data != nullptr;
   const int first_new = appends ? max(0, length - shape.num_query_tokens) : length;
   // Scored: neither a sink nor recent. Nothing at all where every token is kept.
   const bool scores = seen > shape.budget && shape.budget > shape.sinks + shape.recent;
@@ -151,67 +171,51 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
   const char* base =
       static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride + c * static_cast<int>(sizeof(Slice));
   const bool whole_units = (shape.page_size & 15) == 0;
-  // Unit j of this warp's round: places of its tokens g and g + 8.
   const auto unit_of = [&](int round, int j) { return spread_unit((round * (nt >> 5) + warp) * 4 + j, rank, ctas); };
-  // Pages of whole units: one lookup a unit, made a round before its loads are.
-  const auto load_blocks = [&](int round, int(&blocks)[4]) {
+  const auto active = [&](int round) { return unit_of(round, 0) < units; };
+  // The i-th token of this lane in a round; past the end the last one, whose score is not kept.
+  const auto token_at = [&](int round, int i) { return unit_of(round, i >> 1) * 16 + g + 8 * (i & 1); };
+  const auto place_at = [&](int round, int i) { return place_of(p, min(token_at(round, i), hi_old - 1)); };
+  // Blocks are looked up a round before their rows are loaded, once a unit where pages hold whole units.
+  const auto load_blocks = [&](int round, int(&blocks)[8]) {
+    if (!active(round)) return;
+    if (whole_units) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int unit = unit_of(round, j);
-      blocks[j] = whole_units && unit < units ? __ldcg(table + place_of(p, unit * 16).page) : 0;
+      for (int i = 0; i < 8; i += 2) blocks[i] = blocks[i + 1] = load_stream<int>(table + place_at(round, i).page);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) blocks[i] = load_stream<int>(table + place_at(round, i).page);
     }
   };
-  const auto load_slices = [&](int round, const int(&blocks)[4], Slice(&v)[8]) {
+  const auto load_slices = [&](int round, const int(&blocks)[8], Slice(&v)[8]) {
+    if (!active(round)) return;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int unit = unit_of(round, j);
-      if (unit < units) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const Place place = place_of(p, min(unit * 16 + g + 8 * i, hi_old - 1));
-          const int block = whole_units ? blocks[j] : __ldcg(table + place.page);
-          v[2 * j + i] =
-              load_stream<Slice>(base + block * p.a.index.block_stride + place.offset * p.a.index.token_stride);
-        }
-      }
+    for (int i = 0; i < 8; ++i) {
+      v[i] = load_stream<Slice>(base + blocks[i] * p.a.index.block_stride +
+                                place_at(round, i).offset * p.a.index.token_stride);
     }
   };
 
-  int blocks[4];
+  int blocks[8];
   Slice now[8];
   load_blocks(0, blocks);
-
   load_slices(0, blocks, now);
   load_blocks(1, blocks);
+
   // Queries of column g (head g / 2 of a quad, high or low part) for this lane's dims.
   const bool is_f16 = shape.kv_type == PagedKvType::kF16;
-  const int64_t dims0 = static_cast<int64_t>(r.plane) * (4 * kLaneDims) + c * kLaneDims;
+  float scale[kLaneDims];
+  load_floats<kLaneDims>(p.a.index_scale + dims0, scale);
   float x[kFrags][kLaneDims];
   float largest = 0;
-  {
-    int dim[kLaneDims];
-    load_dims<kLaneDims>(p.a.dims + dims0, dim);
 #pragma unroll
-    for (int f = 0; f < kFrags; ++f) {
-      const char* q = row_at(p.a.q, r.seq, r.query, r.head0 + min(4 * f + (g >> 1), r.heads - 1));
+  for (int f = 0; f < kFrags; ++f) {
 #pragma unroll
-      for (int i = 0; i < kLaneDims; ++i) x[f][i] = load_half_fresh(q + 2 * dim[i], is_f16);
-    }
-    float scale[kLaneDims];
-    load_floats<kLaneDims>(p.a.index_scale + dims0, scale);
-#pragma unroll
-    for (int f = 0; f < kFrags; ++f) {
-#pragma unroll
-      for (int i = 0; i < kLaneDims; ++i) {
-        x[f][i] = 4 * f + (g >> 1) < r.heads ? x[f][i] * scale[i] : 0.0F;
-        largest = fmaxf(largest, fabsf(x[f][i]));
-      }
+    for (int i = 0; i < kLaneDims; ++i) {
+      x[f][i] = 4 * f + (g >> 1) < r.heads ? half_value(raw[f][i], is_f16) * scale[i] : 0.0F;
+      largest = fmaxf(largest, fabsf(x[f][i]));
     }
   }
-
-  const bool last = rank == ctas - 1;
-  if (last && appends && r.writes_kv) append_kv(p, r, length);
-
   if constexpr (kSets == 1) {
     largest = __uint_as_float(__reduce_max_sync(kFullWarp, __float_as_uint(largest)));
   } else {
@@ -252,19 +256,12 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
 
   // The new tokens' codes: slice c of token g, as the tensor cores want it and as memory has it.
   int new_keys = 0;
-  if (last && appends && warp == 0 && (r.writes_index || hi > first_new)) {
+  if (indexes && (r.writes_index || hi > first_new)) {
     const int position = length - shape.num_query_tokens + g;
     const bool mine = g < shape.num_query_tokens && position >= 0;
-    int dim[kLaneDims];
-    float scale[kLaneDims];
     float y[kLaneDims];
-    load_dims<kLaneDims>(p.a.dims + dims0, dim);
-    load_floats<kLaneDims>(p.a.index_scale + dims0, scale);
-    const char* k = row_at(p.a.k_new, r.seq, mine ? g : 0, r.kv_head);
 #pragma unroll
-    for (int i = 0; i < kLaneDims; ++i) {
-      y[i] = mine ? load_half_fresh(k + 2 * dim[i], is_f16) / scale[i] : 0.0F;
-    }
+    for (int i = 0; i < kLaneDims; ++i) y[i] = half_value(raw_new[i], is_f16) / scale[i];
     const Slice code = Codec::encode(y);
     if (mine && r.writes_index) {
       const Place place = place_of(p, position);
@@ -285,16 +282,16 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
       new_keys = 1;
     }
   }
+  if (last && appends && r.writes_kv) append_kv(p, r, length);
   __syncthreads();
   if (!scores) return;
 
-  for (int round = 0; unit_of(round, 0) < units; ++round) {
-    Slice next[8];
-    load_slices(round + 1, blocks, next);
-    load_blocks(round + 2, blocks);
+  for (int round = 0; active(round); ++round) {
     Score t[8];
 #pragma unroll
     for (int j = 0; j < 4; ++j) score_tile(now[2 * j], now[2 * j + 1], t[2 * j], t[2 * j + 1]);
+    load_slices(round + 1, blocks, now);
+    load_blocks(round + 2, blocks);
     if constexpr (kSets == 1) {
       // Best over the four lanes of a token; lane c keeps unit c.
       Score u[4];
@@ -306,26 +303,22 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const Score other = __shfl_xor_sync(kFullWarp, (c & 1) != 0 ? u[i] : u[2 + i], 1);
-        const int token = unit_of(round, c) * 16 + g + 8 * i;
+        const int token = token_at(round, 2 * c + i);
         keep(max((c & 1) != 0 ? u[2 + i] : u[i], other), token >= lo && token < hi_old);
       }
     } else {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const int token = unit_of(round, i >> 1) * 16 + g + 8 * (i & 1);
+        const int token = token_at(round, i);
         keep(t[i], has_head && token >= lo && token < hi_old);
       }
     }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) now[i] = next[i];
   }
 
   const auto token_of = [&](int i) {
     if (i < new_keys) return first_new + g;
     const int k = i - new_keys;
-    const int round = k / kKeys;
-    const int x_ = k % kKeys;
-    return kSets == 1 ? unit_of(round, c) * 16 + g + 8 * x_ : unit_of(round, x_ >> 1) * 16 + g + 8 * (x_ & 1);
+    return token_at(k / kKeys, kSets == 1 ? 2 * c + k % kKeys : k % kKeys);
   };
   const int set = r.set0 + (kSets == 1 ? 0 : c);
   const int64_t where = ((static_cast<int64_t>(r.seq) * shape.num_query_tokens + r.query) * shape.num_sets() +
@@ -333,7 +326,7 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
                             ctas +
                         rank;
   prune<kSets, kFloat>(s, keys, n, best, least, p.plan.quota, p.plan.slots,
-                       has_head ? p.slots + where * p.plan.slots : nullptr, p.dropped + where, token_of);
+                       has_head ? p.slots + where * p.plan.slots : nullptr, p.bounds + where, token_of);
 }
 
 template <class Codec>
