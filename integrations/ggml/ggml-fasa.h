@@ -35,6 +35,19 @@ typedef void (*fasa_ggml_stats_t)(struct fasa_ggml_stats* out, int reset);
 /* "fasa_ggml_check_index": makes every index row again from K and returns how many differ: 0, unless there is a bug. */
 typedef int64_t (*fasa_ggml_check_index_t)(void);
 
+/* How the rows that a query attended to compare with its exact scores, summed over the queries since probing began. */
+struct fasa_ggml_agreement {
+  int32_t layer;
+  int32_t head; /* query head */
+  int64_t queries;
+  double agreement; /* |kept rows, best rows by q.k| / number of kept rows */
+  double mass;      /* attention weight on the kept rows */
+};
+/* "fasa_ggml_probe": from now on (on) sparse steps are compared so, which costs the time of exact scores; sums start at 0. */
+typedef void (*fasa_ggml_probe_t)(int on);
+/* "fasa_ggml_agreement": writes up to `capacity` entries, one a layer and head, and returns how many there are. */
+typedef int64_t (*fasa_ggml_agreement_t)(struct fasa_ggml_agreement* out, int64_t capacity);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,7 +1,9 @@
 #include "integrations/ggml/instance.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <mutex>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -10,6 +12,7 @@
 #include "integrations/ggml/claims.h"
 #include "integrations/ggml/omp_executor.h"
 #include "src/ops/append/append.h"
+#include "src/policy/agreement.h"
 
 namespace fasa::ggml {
 namespace {
@@ -22,6 +25,18 @@ struct Counters {
   std::atomic<int64_t> rows_rebuilt{0};
 };
 Counters counters;
+
+struct Probe {
+  std::atomic<bool> on{false};
+  std::mutex mutex;
+  AgreementProbe sums;
+};
+
+// Never destroyed: contexts outlive static objects.
+Probe& the_probe() {
+  static Probe* const instance = new Probe;
+  return *instance;
+}
 
 constexpr int kDefaultThreads = 4;
 
@@ -329,7 +344,13 @@ void Instance::decode_row(const Attention& a, int64_t stream, int64_t row, Layer
     step.ages = index->ages();
     if (step.state != nullptr) step.row = index->newest_row(visible);
   }
+  RowSets kept;
+  if (the_probe().on) step.kept = &kept;
   const DecodeReport report = decode_step(*context_, settings, step);
+  if (kept.num_sets > 0) {
+    const std::lock_guard lock(the_probe().mutex);
+    the_probe().sums.add(*context_, a.kv->layer, step, kept);
+  }
   (report.sparse ? counters.sparse_calls : counters.dense_calls) += 1;
   counters.kv_bytes_read += report.kv_bytes;
   counters.index_bytes_read += report.index_bytes;
@@ -347,6 +368,21 @@ void read_stats(fasa_ggml_stats* out, bool reset) {
     const std::lock_guard lock(kv->mutex);
     out->index_bytes += kv->memory_bytes();
   }
+}
+
+void probe(bool on) {
+  const std::lock_guard lock(the_probe().mutex);
+  the_probe().sums.clear();
+  the_probe().on = on;
+}
+
+int64_t read_agreement(std::span<fasa_ggml_agreement> out) {
+  const std::lock_guard lock(the_probe().mutex);
+  const std::vector<HeadAgreement> heads = the_probe().sums.heads();
+  for (size_t i = 0; i < std::min(out.size(), heads.size()); ++i) {
+    out[i] = {heads[i].layer, heads[i].head, heads[i].queries, heads[i].agreement, heads[i].mass};
+  }
+  return static_cast<int64_t>(heads.size());
 }
 
 int64_t check_indices() {

@@ -5,6 +5,7 @@
 #include <ggml.h>
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "fasa/context.h"
@@ -59,6 +60,9 @@ class Instance {
 };
 
 void read_stats(fasa_ggml_stats* out, bool reset);
+// As fasa_ggml_probe_t and fasa_ggml_agreement_t.
+void probe(bool on);
+int64_t read_agreement(std::span<fasa_ggml_agreement> out);
 // Index rows of the process that do not follow from K: 0, unless there is a bug.
 int64_t check_indices();
 

@@ -73,6 +73,7 @@ DecodeReport attend_rows(Context& context, const DecodeStep& step, const RowSets
   attend.lse = outputs.lse;
   attend.logits = outputs.logits;
   ops::attend(context, attend);
+  if (step.kept != nullptr) *step.kept = sets;
 
   DecodeReport report{.sparse = true};
   for (int64_t set = 0; set < sets.num_sets; ++set) report.kv_bytes += sets.counts[set] * step.row_bytes();

@@ -15,6 +15,8 @@
 
 namespace fasa {
 
+struct RowSets;
+
 struct DecodeStep {
   HeadsView q;                // [num_q_heads, head_dim]
   CacheView k;                // [num_rows, num_kv_heads, head_dim]
@@ -33,6 +35,8 @@ struct DecodeStep {
   int64_t row = -1;                // the query's own row
 
   HeadsView out;  // [num_q_heads, head_dim_v]
+  // Out, or null: the rows that were attended to, in scratch that lives until the next step.
+  RowSets* kept = nullptr;
 
   bool sees(int64_t r) const { return r < k.num_rows && (bias == nullptr || bias[r] == 0.0F); }
   int64_t key_bytes() const { return dtype_bytes(k.dtype, k.head_dim); }
