@@ -68,7 +68,7 @@ class Setup(Base):
 
 class Help(Base):
     def test_every_command_teaches(self):
-        evaluations = ["kl", "needle", "passkey", "ruler", "recall", "longform", "tasks", "report"]
+        evaluations = ["ca", "kl", "needle", "passkey", "ruler", "recall", "longform", "tasks", "report"]
         for command in ([["eval", name] for name in evaluations] +
                         [["run"], ["bench"], ["serve"], ["calibrate"], ["inspect"], ["eval"], []]):
             text = self.succeed(*command, "--help").stdout
@@ -229,6 +229,27 @@ class Eval(Base):
             self.assertEqual(rows[0]["score_mean"], rows[1]["score_mean"])
             self.assertIn(rows[0]["score_mean"], (0, 1))
         self.report()
+
+    def test_contextual_agreement(self):
+        arguments = ["--text", TEXT, "-c", 400, "--queries", 4]
+        oracle, fasa, random = self.evaluate("ca", *arguments, "--sinks", 0, "--recent", 0,
+                                             policies="oracle,fasa,random", budget=64)
+        self.assertEqual(oracle["agreement"], 1)  # by definition
+        self.assertGreater(fasa["agreement"], 2 * random["agreement"])
+        self.assertAlmostEqual(random["agreement"], 64 / 402, delta=0.05)
+        for row in (oracle, fasa, random):
+            self.assertGreater(row["mass"], 0)
+            self.assertLessEqual(row["mass"], 1.0001)
+            self.assertEqual(row["layers"], list(range(2, 30)))
+            self.assertEqual([len(heads) for heads in row["agreement_by_head"]], [9] * 28)
+        self.assertGreaterEqual(oracle["mass"], fasa["mass"])
+        self.assertGreater(fasa["mass"], random["mass"])
+        single, = self.rows("eval", "ca", *COMMON, "--single", "ca64", "--out", self.out, "--json")
+        self.assertEqual(single["heads"], 270)
+        self.assertGreater(single["best"], 2 * single["median"])
+        self.refuse("nothing is left out", "eval", "ca", *COMMON, *arguments, "--budget", 4000)
+        self.refuse("keeps every token", "eval", "ca", *COMMON, *arguments, "--policy", "full")
+        self.refuse("ca7", "eval", "ca", *COMMON, "--single", "ca7")
 
     def test_longform(self):
         row = self.evaluate("longform", "--text", TEXT, "-c", 100, "-n", 40, policies="full,fasa", budget=64)

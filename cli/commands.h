@@ -13,6 +13,7 @@ void add_eval_command(CLI::App& app);
 void add_serve_command(CLI::App& app);
 
 // Parts of `fasa eval`.
+void add_eval_ca_command(CLI::App& eval);
 void add_eval_kl_command(CLI::App& eval);
 void add_eval_needle_command(CLI::App& eval);
 void add_eval_passkey_command(CLI::App& eval);

@@ -246,6 +246,8 @@ FasaBackend::FasaBackend() {
   };
   configure_ = reinterpret_cast<fasa_ggml_configure_t>(symbol("fasa_ggml_configure"));
   stats_ = reinterpret_cast<fasa_ggml_stats_t>(symbol("fasa_ggml_stats"));
+  probe_ = reinterpret_cast<fasa_ggml_probe_t>(symbol("fasa_ggml_probe"));
+  agreement_ = reinterpret_cast<fasa_ggml_agreement_t>(symbol("fasa_ggml_agreement"));
 }
 
 void FasaBackend::configure(const CommonOptions& options, const PolicySettings& settings, const std::string& profile) {
@@ -269,6 +271,15 @@ fasa_ggml_stats FasaBackend::stats(bool reset) const {
   fasa_ggml_stats result{};
   stats_(&result, reset ? 1 : 0);
   return result;
+}
+
+std::vector<fasa_ggml_agreement> FasaBackend::agreement(const std::function<void()>& decode) const {
+  probe_(1);
+  decode();
+  std::vector<fasa_ggml_agreement> heads(static_cast<size_t>(agreement_(nullptr, 0)));
+  agreement_(heads.data(), static_cast<int64_t>(heads.size()));
+  probe_(0);
+  return heads;
 }
 
 void check_profile(const std::string& path, const Model& model) {

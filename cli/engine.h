@@ -99,10 +99,14 @@ class FasaBackend {
   // Throws Error(kInvalidArgument) with the backend's own sentence.
   void configure(const CommonOptions& options, const PolicySettings& settings, const std::string& profile);
   fasa_ggml_stats stats(bool reset) const;
+  // Contextual agreement and attention mass of the steps that `decode` makes, by layer and head.
+  std::vector<fasa_ggml_agreement> agreement(const std::function<void()>& decode) const;
 
  private:
   fasa_ggml_configure_t configure_ = nullptr;
   fasa_ggml_stats_t stats_ = nullptr;
+  fasa_ggml_probe_t probe_ = nullptr;
+  fasa_ggml_agreement_t agreement_ = nullptr;
 };
 
 // Throws Error(kMismatch) unless the profile was made from this model (layers' fingerprints).

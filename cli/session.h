@@ -48,6 +48,8 @@ class Session {
 
   // Runs `decode`, which returns how many tokens it appended to the lane, and tells what that read.
   ReadBytes measure(Lane& lane, const std::function<int64_t()>& decode);
+  // Null if every policy is `full`.
+  const FasaBackend* backend() const { return backend_ ? &*backend_ : nullptr; }
 
  private:
   CommonOptions options_;

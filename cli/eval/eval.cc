@@ -6,6 +6,7 @@ namespace fasa::cli {
 void add_eval_command(CLI::App& app) {
   CLI::App* eval = app.add_subcommand("eval", "Measure what sparse attention costs in quality");
   eval->require_subcommand(1);
+  add_eval_ca_command(*eval);
   add_eval_kl_command(*eval);
   add_eval_needle_command(*eval);
   add_eval_passkey_command(*eval);

@@ -36,6 +36,21 @@ std::string key_of_model(const std::string& path) {
   return hash_hex(all);
 }
 
+// Whether a policy reads a setting: rows of one that does not are the same whatever the setting is.
+bool concerns(const Policy& policy, const std::string& key) {
+  const PolicyKind kind = policy.info.kind;
+  if (key == "policy" || key == "verbose") return false;
+  if (key == "n_tip") return policy.index != nullptr || kind == PolicyKind::kSparq;
+  if (key == "criterion" || key == "share_fcs" || key == "index") return policy.index != nullptr;
+  if (key == "page") {
+    return kind == PolicyKind::kQuest || kind == PolicyKind::kQuickLlama || kind == PolicyKind::kActQkv;
+  }
+  if (key == "window") return policy.info.observes_prefill;
+  if (key == "basis") return kind == PolicyKind::kLoki;
+  if (key == "seed") return kind == PolicyKind::kRandom;
+  return true;
+}
+
 }  // namespace
 
 void add_eval_options(CLI::App& command, EvalOptions& options, const std::string& default_policies) {
@@ -78,13 +93,14 @@ Json Evaluation::lane_settings(const Lane& lane) const {
     row["budget"] = 0;
     return row;
   }
-  const bool indexed = find_policy(lane.settings.kind).needs_index;
+  const Policy& policy = find_policy(lane.settings.kind);
   for (const auto& [key, value] : backend_settings(options_.common, lane.settings)) {
-    if (key == "policy" || key == "verbose") continue;
-    if (!indexed && (key == "n_tip" || key == "criterion" || key == "share_fcs" || key == "index")) continue;
+    if (!concerns(policy, key)) continue;
     char* end = nullptr;
     const int64_t number = std::strtoll(value.c_str(), &end, 10);
-    if (key.starts_with("share_")) {
+    if (key == "seed") {  // the evaluations' own seed is of the prompts
+      row["policy_seed"] = number;
+    } else if (key.starts_with("share_")) {
       row[key] = value == "1";
     } else if (key == "n_tip" || value.empty() || *end != '\0') {
       row[key] = value;
@@ -92,7 +108,7 @@ Json Evaluation::lane_settings(const Lane& lane) const {
       row[key] = number;
     }
   }
-  if (indexed) row["profile"] = profile_key_;
+  if (policy.index != nullptr) row["profile"] = profile_key_;
   return row;
 }
 
@@ -125,7 +141,13 @@ PrefilledState Evaluation::prefill(std::span<const llama_token> tokens, const Pr
 }
 
 void Evaluation::start(Lane& lane, const PrefilledState& state) {
-  session_.open(lane).restore(state.bytes, static_cast<int64_t>(state.tokens.size()));
+  LlamaContext& context = session_.open(lane);
+  if (policy_info(lane.settings.kind).observes_prefill) {
+    context.clear();
+    context.prefill(state.tokens);
+  } else {
+    context.restore(state.bytes, static_cast<int64_t>(state.tokens.size()));
+  }
 }
 
 }  // namespace fasa::cli

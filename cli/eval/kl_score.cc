@@ -1,6 +1,8 @@
 #include "cli/eval/kl_score.h"
 
+#include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "cli/numbers.h"
 
@@ -21,6 +23,11 @@ void KlScore::add(const float* p, const float* q, int64_t next) {
 }
 
 Json KlScore::summary() const {
+  Json blocks = Json::array();
+  for (size_t at = 0; at < kl_.size(); at += kErrorBlock) {
+    const double block = mean(std::span(kl_).subspan(at, std::min<size_t>(kErrorBlock, kl_.size() - at)));
+    blocks.push_back(std::round(block * 1e6) / 1e6);
+  }
   const double ppl = std::exp(mean(loss_));
   const double ppl_full = std::exp(mean(full_loss_));
   return {{"tokens", kl_.size()},
@@ -31,7 +38,8 @@ Json KlScore::summary() const {
           {"ppl", ppl},
           {"ppl_se", ppl * batch_means_error(loss_, kErrorBlock)},
           {"ppl_full", ppl_full},
-          {"ppl_full_se", ppl_full * batch_means_error(full_loss_, kErrorBlock)}};
+          {"ppl_full_se", ppl_full * batch_means_error(full_loss_, kErrorBlock)},
+          {"kl_blocks", blocks}};
 }
 
 }  // namespace fasa::cli

@@ -15,8 +15,9 @@ class KlScore {
   // p: logits of full attention, q: of the policy; `next` is the text's token there.
   void add(const float* p, const float* q, int64_t next);
 
-  // tokens, kl_mean, kl_se, kl_p99, top1_agreement, ppl, ppl_se, ppl_full, ppl_full_se. Standard errors are from the means of
-  // blocks of 50 tokens, because neighbours are correlated.
+  // tokens, kl_mean, kl_se, kl_p99, top1_agreement, ppl, ppl_se, ppl_full, ppl_full_se, kl_blocks. Standard errors are from the
+  // means of blocks of 50 tokens, because neighbours are correlated; kl_blocks are these means, which two policies on the same
+  // text may be compared by, block by block.
   Json summary() const;
   const std::vector<double>& kl() const { return kl_; }
 

@@ -18,6 +18,7 @@ TEST(KlScore, TwoTokensByHand) {
   EXPECT_EQ(row.at("tokens"), 2);
   EXPECT_NEAR(row.at("kl_mean").get<double>(), std::log(2.0) / 8, 1e-6);
   EXPECT_EQ(score.kl()[1], 0);  // exactly: it is the same computation
+  EXPECT_EQ(row.at("kl_blocks"), Json::array({std::round(std::log(2.0) / 8 * 1e6) / 1e6}));
   EXPECT_DOUBLE_EQ(row.at("top1_agreement").get<double>(), 0.5);
   // Losses log 4 twice, and of full attention log 2 and log 4.
   EXPECT_NEAR(row.at("ppl").get<double>(), 4, 1e-5);

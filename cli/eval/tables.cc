@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <optional>
 #include <set>
 #include <tuple>
 
@@ -273,6 +274,58 @@ Section plain_section(const std::string& title, const std::string& remark, const
   return section;
 }
 
+// field[y][x] of a row, if it has that shape.
+std::optional<Heatmap> grid_of(const Json& row, const char* field, const std::string& title,
+                               const std::string& x_label) {
+  const auto grid = row.find(field);
+  const auto layers = row.find("layers");
+  if (grid == row.end() || layers == row.end() || !grid->is_array() || !layers->is_array() || grid->empty() ||
+      grid->size() != layers->size() || !grid->front().is_array()) {
+    return std::nullopt;
+  }
+  Heatmap map{.title = title, .x_label = x_label, .y_label = "layer", .x = {}, .y = {}, .values = {}, .numbers = false};
+  const size_t columns = grid->front().size();
+  for (size_t column = 0; column < columns; ++column) map.x.push_back(std::to_string(column));
+  for (size_t line = 0; line < grid->size(); ++line) {
+    if (!grid->at(line).is_array() || grid->at(line).size() != columns) return std::nullopt;
+    map.y.push_back(shown(layers->at(line)));
+    for (const Json& value : grid->at(line)) map.values.push_back(value.is_number() ? value.get<double>() : 0);
+  }
+  return map;
+}
+
+Section ca_section(const std::vector<Named>& named) {
+  Section section =
+      plain_section("Contextual agreement",
+                    "Share of the kept tokens that are among as many of the highest exact scores (compound CA), and "
+                    "the attention mass on the "
+                    "kept tokens, in the sparse layers.",
+                    named, {{"text", -1}, {"agreement", 4}, {"agreement_se", 4}, {"mass", 4}, {"mass_se", 4}});
+  for (const Named& entry : named) {
+    const std::string title = fmt::format("Compound CA, {}, {}", lane_name(entry), base_name(word(*entry.row, "text")));
+    if (const auto map = grid_of(*entry.row, "agreement_by_head", title, "query head"))
+      section.pictures.push_back(svg_of(*map));
+  }
+  return section;
+}
+
+Section single_ca_section(const std::vector<Named>& named) {
+  Section section{.title = "Contextual agreement of single frequency chunks",
+                  .remark = "Measured by calibration; means over the heads of all measured layers.",
+                  .table = {{"model", "measure", "heads", "best", "median", "share above half of the best"}, {}},
+                  .pictures = {}};
+  for (const Named& entry : named) {
+    const std::string name = word(*entry.row, "model") + ", " + word(*entry.row, "criterion");
+    section.table.rows.push_back({word(*entry.row, "model"), word(*entry.row, "criterion"), word(*entry.row, "heads"),
+                                  fixed(number(*entry.row, "best"), 3), fixed(number(*entry.row, "median"), 3),
+                                  fixed(number(*entry.row, "share_above_half"), 3)});
+    if (const auto map = grid_of(*entry.row, "heatmap", name, "frequency chunk (0: the highest frequency)")) {
+      section.pictures.push_back(svg_of(*map));
+    }
+  }
+  return section;
+}
+
 }  // namespace
 
 std::vector<std::string> variant_names(const std::vector<Json>& rows) {
@@ -332,12 +385,8 @@ std::vector<Section> sections_of(const std::vector<Json>& rows) {
     if (!named.empty()) sections.push_back(make(named));
   };
   add("kl", kl_section);
-  add("ca", [](const std::vector<Named>& named) {
-    return plain_section("Contextual agreement",
-                         "Share of the budget's exact top tokens that a policy keeps (compound CA), and "
-                         "the attention mass on what it keeps, in the sparse layers.",
-                         named, {{"budget", 0}, {"text", -1}, {"agreement", 4}, {"mass", 4}});
-  });
+  add("ca_single", single_ca_section);
+  add("ca", ca_section);
   add("needle", needle_section);
   add("passkey", [](const std::vector<Named>& named) {
     return plain_section("Pass key", "A number at a random place of a text.", named, {{"found", 0}, {"trials", 0}});

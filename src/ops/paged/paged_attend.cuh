@@ -19,12 +19,10 @@
 
 namespace fasa::ops::paged {
 
-inline constexpr int kSelectBins = 1024;
 inline constexpr int kSelectTies = 128;
 
 struct SelectShared {
-  u32 hist[kSelectBins];
-  u32 sums[32];
+  u32 hist[kPruneBins];
   u32 warps[32];
   u32 ties[kSelectTies];
   u32 num_ties;
@@ -33,7 +31,7 @@ struct SelectShared {
 
   // Followed by a barrier.
   __device__ void clear() {
-    for (int i = threadIdx.x; i < kSelectBins; i += blockDim.x) hist[i] = 0;
+    for (int i = threadIdx.x; i < kPruneBins; i += blockDim.x) hist[i] = 0;
     if (threadIdx.x == 0) num_ties = 0;
   }
 };
@@ -80,32 +78,25 @@ __device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2
                                                     const uint4& bounds) {
   const int tid = threadIdx.x;
   const int nt = blockDim.x;
-  const int lane = tid & 31;
-  if (bounds.w <= need) return {0, 0, bounds.w, bounds.x == 0};
+  if (bounds.w < need) return {0, 0, bounds.w, bounds.x == 0};
   u32 from = min(bounds.z, bounds.y);  // few keys are below it, at first: they count as it
   u32 to = bounds.y;
   u32 least = 1;
   u32 above = 0;
   Threshold t = {0, 0, need, false};
   while (true) {
-    const int shift = bin_shift(to - from, 10);
+    const int shift = bin_shift(to - from, 9);
 #pragma unroll 4
     for (int i = tid; i < count; i += nt) {
       const u32 k = slots[i].x;
       if (k >= least && k <= to) atomicAdd(&s.hist[(max(k, from) - from) >> shift], 1U);
     }
     __syncthreads();
-#pragma unroll 4
-    for (int i = tid >> 5; i < 32; i += nt >> 5) {
-      const u32 sum = __reduce_add_sync(kFullWarp, s.hist[i * 32 + lane]);
-      if (lane == 0) s.sums[i] = sum;
-    }
-    __syncthreads();
-    const BinFound f = find_bin<32>(s.hist, s.sums, above, need);
+    const BinFound f = find_bin(s.hist, above, need);
     const u32 last = min(to, from + (static_cast<u32>(f.bin) << shift) + ((1U << shift) - 1U));
     const u32 first = f.bin == 0 ? least : from + (static_cast<u32>(f.bin) << shift);
     const u32 inside = f.through - f.before;
-    if (f.through == need) {
+    if (f.through == need && f.bin != 0) {
       t.key = first - 1U;
       break;
     }
@@ -127,7 +118,7 @@ __device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2
       break;
     }
     __syncthreads();
-    for (int i = tid; i < kSelectBins; i += nt) s.hist[i] = 0;
+    for (int i = tid; i < kPruneBins; i += nt) s.hist[i] = 0;
     above = f.before;
     from = least = first;
     to = last;

@@ -185,15 +185,18 @@ __device__ __forceinline__ void store_partial(Partial<kDim>& o, int heads, float
   }
 }
 
-// Sums the warps' partials of the CTA into part/stats, then the cluster's into the output.
+// Sums the warps' partials of the CTA and gives each CTA of the cluster its share of the row: to inbox[from][share] and
+// stats[from][8 maxima, 8 sums] there. Each then writes its share of the output.
 template <int kDim, bool kF16>
-__device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r, int n, Partial<kDim>& o, float* part,
+__device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r, int n, Partial<kDim>& o, float* inbox,
                                         float* stats, float* sums) {
   using T = Team<true>;
   const int tid = threadIdx.x;
   const int nt = blockDim.x;
-  float* maxima = stats;         // [8] of this CTA, then [8] sums
-  float* of_warps = stats + 32;  // [warps][8 maxima, 8 sums]
+  const int size = T::size();
+  const int rank = T::rank();
+  const int share = r.heads * kDim / size;  // 32 divides kDim
+  float* of_warps = stats + 16 * 8;         // [warps][8 maxima, 8 sums]
   o.sum += __shfl_xor_sync(kFullWarp, o.sum, 1);
   o.sum += __shfl_xor_sync(kFullWarp, o.sum, 2);
   const int busy = min((n + 15) / 16, nt >> 5);
@@ -212,36 +215,28 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
       value += f * sums[w * r.heads * kDim + i];
       sum += f * of_warps[w * 16 + 8 + h];
     }
-    part[i] = value;
-    if (i == h * kDim) {
-      maxima[h] = m;
-      maxima[8 + h] = sum;
+    const int owner = i / share;
+    T::peer(inbox, owner)[rank * share + i - owner * share] = value;
+    if (i - h * kDim < size) {
+      float* to = T::peer(stats, i - h * kDim) + rank * 16 + h;
+      to[0] = m;
+      to[8] = sum;
     }
   }
   T::sync();
-  const int size = T::size();
-  for (int i = T::rank() * nt + tid; i < r.heads * kDim; i += size * nt) {
+  for (int j = tid; j < share; j += nt) {
+    const int i = rank * share + j;
     const int h = i / kDim;
     const bool has_sink = p.a.sink_logits != nullptr;
     const float sink = has_sink ? __ldg(p.a.sink_logits + r.head0 + h) * 1.44269504F : -1e30F;
-    float peak[8];
-    float values[8];
-    float of_cta[8];
     float m = sink;
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      peak[k] = k < size ? *T::peer(maxima + h, k) : -1e30F;
-      of_cta[k] = k < size ? *T::peer(maxima + 8 + h, k) : 0.0F;
-      values[k] = k < size ? *T::peer(part + i, k) : 0.0F;
-      m = fmaxf(m, peak[k]);
-    }
+    for (int k = 0; k < size; ++k) m = fmaxf(m, stats[k * 16 + h]);
     float value = 0;
     float sum = has_sink ? exp2f(sink - m) : 0.0F;
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      const float f = exp2f(peak[k] - m);
-      value += f * values[k];
-      sum += f * of_cta[k];
+    for (int k = 0; k < size; ++k) {
+      const float f = exp2f(stats[k * 16 + h] - m);
+      value += f * inbox[k * share + j];
+      sum += f * stats[k * 16 + 8 + h];
     }
     const float out = sum == 0.0F ? 0.0F : value / sum;
     char* to = static_cast<char*>(p.a.out.data) + r.seq * p.a.out.seq_stride + r.query * p.a.out.token_stride +
@@ -253,7 +248,6 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
           sum == 0.0F ? -__int_as_float(0x7F800000) : (m + log2f(sum)) * 0.69314718F;
     }
   }
-  T::sync();
 }
 
 template <int kDim>
@@ -316,6 +310,7 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1) attend_kernel(const 
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(16) char memory[];
   using T = Team<true>;
+  T::arrive();  // no CTA writes to another's shared memory before that one runs
   const PagedShape& shape = p.a.shape;
   const int tid = threadIdx.x;
   const int nt = blockDim.x;
@@ -329,7 +324,7 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1) attend_kernel(const 
   const AttendLayout layout = attend_layout(shape.budget, kDim, p.plan.heads_per_row, nt, count, shape.index_dims);
   auto& select = *reinterpret_cast<SelectShared*>(memory + layout.select);
   int2* list = reinterpret_cast<int2*>(memory + layout.list);
-  float* part = reinterpret_cast<float*>(memory + layout.part);
+  float* inbox = reinterpret_cast<float*>(memory + layout.inbox);
   float* stats = reinterpret_cast<float*>(memory + layout.stats);
   uint2* slots = reinterpret_cast<uint2*>(memory + layout.slots);
 
@@ -353,6 +348,7 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1) attend_kernel(const 
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   grid_wait();
   grid_launch_dependents();
+  T::wait();
   if (seen <= 0) {
     write_nothing<kDim>(p, r);
     return;
@@ -414,7 +410,7 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1) attend_kernel(const 
   for (int first = tid / 32 * 16; first < n; first += nt / 32 * 16) {
     attend_tile<kDim, kF16>(p, list, first, n, q, k_base, v_base, o);
   }
-  combine<kDim, kF16>(p, r, n, o, part, stats, reinterpret_cast<float*>(slots));
+  combine<kDim, kF16>(p, r, n, o, inbox, stats, reinterpret_cast<float*>(slots));
 #endif
 }
 

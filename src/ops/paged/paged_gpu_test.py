@@ -203,7 +203,7 @@ def test_every_tail(length):
     check_case(Case(lengths=(length,), budget=32, sinks=0, recent=0, own_tokens=True, append=False))
 
 
-@pytest.mark.parametrize("change", [dict(score_ctas=1), dict(score_ctas=2, score_threads=512), dict(score_ctas=16, score_threads=128),
+@pytest.mark.parametrize("change", [dict(score_ctas=1), dict(score_ctas=2), dict(score_ctas=16, score_threads=128),
                                     dict(score_ctas=64), dict(cluster=1), dict(cluster=8, attend_threads=128),
                                     dict(cluster=2, attend_threads=256)])
 def test_every_plan(change):

@@ -5,7 +5,7 @@
 namespace fasa::ops::paged {
 namespace {
 
-__global__ void __launch_bounds__(256) prune_kernel(const __grid_constant__ SelectParams p) {
+__global__ void __launch_bounds__(1024) prune_kernel(const __grid_constant__ SelectParams p) {
   extern __shared__ __align__(16) u32 shared[];
   auto& s = *reinterpret_cast<PruneShared<1>*>(shared);
   u32* keys = shared + kPruneSharedBytes1 / 4;
@@ -34,7 +34,6 @@ __global__ void __launch_bounds__(256) prune_kernel(const __grid_constant__ Sele
   load(0, now);
   __syncthreads();
   u32 best = 0;
-  u32 least = 0xFFFFFFFFU;
   int n = 0;
   for (int round = 0; round < p.plan.score_iterations; ++round) {
     uint4 next[4];
@@ -52,13 +51,12 @@ __global__ void __launch_bounds__(256) prune_kernel(const __grid_constant__ Sele
         keys[n * nt + tid] = key;
         ++n;
         best = max(best, key);
-        least = min(least, key != 0 ? key : 0xFFFFFFFFU);
       }
       now[j] = next[j];
     }
   }
   const int64_t where = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
-  prune<1, true>(s, keys, n, best, least, p.plan.quota, p.plan.slots, p.slots + where * p.plan.slots, p.bounds + where,
+  prune<1, true>(s, keys, n, best, p.plan.quota, p.plan.slots, p.slots + where * p.plan.slots, p.bounds + where,
                  [&](int i) { return token_at(i / 16, i / 4 % 4) + i % 4; });
 }
 
