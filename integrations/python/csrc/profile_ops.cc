@@ -51,8 +51,9 @@ struct LayerTensors {
   Tensor visible;  // int64 [num_queries]: the tokens that each query sees
 };
 
-// All on the CPU; q and visible contiguous, k contiguous in its last dimension (the Python side sees to it).
+// q and visible contiguous, k contiguous in its last dimension (the Python side sees to it).
 LayerProfile measure(const LayerTensors& t, RopeSpec rope, const calibrate::StatisticsSettings& settings) {
+  if (!t.q.is_cpu() || !t.k.is_cpu() || !t.visible.is_cpu()) refuse("q, k and positions must be on the CPU");
   rope.head_dim = static_cast<int32_t>(t.k.size(3));
   if (rope.rotary_dim == 0) rope.rotary_dim = rope.head_dim;
   LayerProfile layer;

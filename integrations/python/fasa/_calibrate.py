@@ -141,7 +141,7 @@ def _prepare(number, q, k, positions):
         )
     num_queries, num_tokens = q.shape[1], k.shape[1]
     if positions is None:
-        visible = torch.arange(num_tokens - num_queries, num_tokens) + 1
+        visible = torch.arange(num_tokens - num_queries, num_tokens, device="cpu") + 1
     else:
         visible = torch.as_tensor(positions).to("cpu", torch.int64) + 1
     if visible.shape != (num_queries,):
