@@ -20,7 +20,7 @@ cache of bfloat16, say, whose last dimension is then the bytes of a row / 2.
 The operators never wait for the GPU, can be captured in a CUDA graph (what they read, lengths included, is read again
 at each replay) and are known to torch.compile. They have no gradient. Where torch.compile sees several caches that are
 views of one tensor, take the views inside the compiled function and give the index by index_dtype: torch's inductor
-computes wrong results for changed inputs that are views with an offset, and for changed views of another dtype.
+computes wrong results for changed inputs that are views with an offset, and loses writes to views of another dtype.
 """
 
 import math
@@ -46,7 +46,9 @@ class DecodeResult(NamedTuple):
 
 def _require_implementation(tensor):
     if tensor.is_cuda and not _library.HAS_CUDA:
-        raise RuntimeError("This build of fasa has no CUDA part: install it where nvcc is found, beside a torch with CUDA.")
+        raise RuntimeError(
+            "This build of fasa has no CUDA part: install it where nvcc is found, beside a torch with CUDA."
+        )
 
 
 def decode(
@@ -78,9 +80,10 @@ def decode(
     highest (all tokens where there are no more than that).
 
     q            [num_seqs, num_q_heads, head_dim] or [num_seqs, num_query_tokens, num_q_heads, head_dim] after RoPE;
-                 bfloat16 or float16 as the cache, bfloat16 for a float8 cache. 1 to 8 query tokens, causal among themselves
-    k_cache      [num_blocks, num_kv_heads, page_size, head_dim] bfloat16, float16 or float8_e4m3fn; head_dim 64, 96, 128,
-                 192 or 256; page_size 1 to 256; num_q_heads / num_kv_heads 1 to 16
+                 bfloat16 or float16 as the cache, bfloat16 for a float8 cache. 1 to 8 query tokens, causal among
+                 themselves
+    k_cache      [num_blocks, num_kv_heads, page_size, head_dim] bfloat16, float16 or float8_e4m3fn; head_dim 64, 96,
+                 128, 192 or 256; page_size 1 to 256; num_q_heads / num_kv_heads 1 to 16
     v_cache      as k_cache
     index        [num_blocks, num_planes, page_size, index_dims]; uint8 (int4): index_dims / 2
     block_table  [num_seqs, pages] int32: the block of each page
@@ -88,17 +91,17 @@ def decode(
     dims         [num_planes, index_dims] int16: which dims of the key (Profile.dims)
     index_scale  [num_planes, index_dims] float32, positive (index_scale)
     budget       tokens kept for a query, the first `sinks` and the last `recent` included
-    max_length   no sequence is longer (default: what block_table can hold). Smaller is faster; the workspace grows with it
-    k_new, v_new the shape of q with num_kv_heads: the keys (after RoPE) and values of the query tokens, which are then
-                 written to k_cache, v_cache and index at their positions. Without them they must be there already
-    share_tokens one choice of tokens for all query heads of a KV head (faster), else one for each query head
+    max_length   no sequence is longer (default: what block_table can hold); the workspace may grow with it
+    k_new, v_new the shape of q with num_kv_heads: the keys (after RoPE) and values of the query tokens, which are
+                 then written to k_cache, v_cache and index at their positions. Without them they must be there already
+    share_tokens one choice of tokens for all query heads of a KV head (faster), else one for each
     scale        of q . k (default 1 / sqrt(head_dim)); softcap: cap * tanh(x / cap) of that, 0 for none
     sink_logits  [num_q_heads] float32 or None: an attention sink of the model
     index_dtype  dtype of the index where the tensor `index` holds its bytes in another
     out          the shape of q, or None for a new tensor
 
-    Returns out, or a DecodeResult if return_lse or return_kept is set. On CUDA nothing checks the values in block_table,
-    lengths and dims; on the CPU they are checked.
+    Returns out, or a DecodeResult if return_lse or return_kept is set. On CUDA nothing checks the values in
+    block_table, lengths and dims; on the CPU they are checked.
 
     RuntimeError: one sentence that says which argument is wrong and what to give.
     """
@@ -125,7 +128,20 @@ def decode(
         max_length = block_table.shape[-1] * k_cache.shape[-2]
     if scale is None:
         scale = 1 / math.sqrt(head_dim)
-    rest = (sink_logits, results, lse, kept, budget, sinks, recent, max_length, share_tokens, scale, softcap, index_dtype)
+    rest = (
+        sink_logits,
+        results,
+        lse,
+        kept,
+        budget,
+        sinks,
+        recent,
+        max_length,
+        share_tokens,
+        scale,
+        softcap,
+        index_dtype,
+    )
     shared = (index, block_table, lengths, dims, index_scale, *rest)
     if k_new is None:
         torch.ops.fasa.paged_decode(queries, k_cache, v_cache, *shared)
@@ -152,8 +168,8 @@ def write_index(k_cache, index, slots, dims, index_scale, *, index_dtype=None):
 
 
 def empty_index(k_cache, dims, dtype=torch.int8):
-    """An index for k_cache [num_blocks, num_kv_heads, page_size, head_dim] and dims [num_planes, index_dims], contiguous and
-    not yet written."""
+    """An index for k_cache [num_blocks, num_kv_heads, page_size, head_dim] and dims [num_planes, index_dims],
+    contiguous and not yet written."""
     _largest_code(dtype)
     num_planes, index_dims = dims.shape
     row = index_dims // 2 if dtype == torch.uint8 else index_dims
@@ -167,8 +183,8 @@ def index_scale(keys, dims, dtype=torch.int8):
     dims   [num_planes, index_dims] int16, a frequency chunk's two dims side by side (Profile.dims)
     dtype  of the index
 
-    Returns float32 [num_planes, index_dims] on the device of keys. RoPE turns a chunk and keeps its length, so a chunk's
-    two dims share the scale: its greatest length over the tokens, divided by the largest code.
+    Returns float32 [num_planes, index_dims] on the device of keys. RoPE turns a chunk and keeps its length, so a
+    chunk's two dims share the scale: its greatest length over the tokens, divided by the largest code.
     """
     largest = _largest_code(dtype)
     num_kv_heads, head_dim = keys.shape[-2:]

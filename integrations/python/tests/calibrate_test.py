@@ -13,7 +13,9 @@ import fasa
 PROGRAM = os.environ.get("FASA_PROGRAM", "")
 
 
-def tensors(num_windows=2, num_queries=5, num_tokens=120, num_q_heads=4, num_kv_heads=2, head_dim=16, dtype=torch.float32):
+def tensors(
+    num_windows=2, num_queries=5, num_tokens=120, num_q_heads=4, num_kv_heads=2, head_dim=16, dtype=torch.float32
+):
     random = torch.Generator().manual_seed(7)
     # Chunks of unequal size, so that they have a clear order.
     sizes = torch.linspace(0.2, 3, head_dim // 2).repeat(2)
@@ -94,7 +96,9 @@ def test_strided_keys_and_many_layers():
     profile = fasa.calibrate_from_tensors({7: q, 2: q * 2}, {2: strided, 7: k}, "half", file_layout="interleaved")
     assert profile.layers == [2, 7]
     assert torch.allclose(profile.measure(2), 4 * profile.measure(7), rtol=1e-5)
-    assert profile.dims(7, fc_count=1).tolist() == [[2 * c, 2 * c + 1] for c in profile.dims(7, fc_count=8)[:, 0].div(2).long().tolist()]
+    assert profile.dims(7, fc_count=1).tolist() == [
+        [2 * c, 2 * c + 1] for c in profile.dims(7, fc_count=8)[:, 0].div(2).long().tolist()
+    ]
 
 
 def example():
@@ -122,7 +126,12 @@ def test_a_profile_on_disk_is_the_same(tmp_path):
     profile = example()
     path = tmp_path / "example.fasa.json"
     profile.save(path)
-    assert path.read_text() == profile.to_json() == fasa.Profile.load(path).to_json() == fasa.Profile(path.read_text()).to_json()
+    assert (
+        path.read_text()
+        == profile.to_json()
+        == fasa.Profile.load(path).to_json()
+        == fasa.Profile(path.read_text()).to_json()
+    )
     content = json.loads(path.read_text())
     assert content["provenance"] == {"context": "120"} and content["architecture"] == "llama"
     weights = [torch.ones(3), torch.tensor([1.0, 2.0])]

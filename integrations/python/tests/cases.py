@@ -89,7 +89,9 @@ def make(
         rows = normal(num_blocks, num_kv_heads, page_size, 2 * head_dim + index_values)
         k_cache, v_cache = rows[..., :head_dim], rows[..., head_dim : 2 * head_dim]
         index = rows[..., 2 * head_dim :].view(index_dtype)
-    chunks = torch.stack([torch.randperm(head_dim // 2, generator=random)[: index_dims // 2] for _ in range(num_planes)])
+    chunks = torch.stack(
+        [torch.randperm(head_dim // 2, generator=random)[: index_dims // 2] for _ in range(num_planes)]
+    )
     dims = torch.stack([chunks, chunks + head_dim // 2], -1).flatten(1).to(device, torch.int16)
     if index is None:
         index = fasa.paged.empty_index(k_cache, dims, index_dtype)
@@ -100,7 +102,10 @@ def make(
         k_cache=k_cache,
         v_cache=v_cache,
         index=index,
-        block_table=torch.randperm(num_blocks, generator=random)[: len(lengths) * pages].view(len(lengths), pages).int().to(device),
+        block_table=torch.randperm(num_blocks, generator=random)[: len(lengths) * pages]
+        .view(len(lengths), pages)
+        .int()
+        .to(device),
         lengths=torch.tensor(lengths, dtype=torch.int32, device=device),
         dims=dims,
         scale=fasa.paged.index_scale(k_cache.transpose(1, 2), dims, index_dtype),
@@ -125,7 +130,9 @@ def scores(case, seq, token, seen, share_tokens):
 def attention(case, seq, token, head, kept, softcap=0.0, sink_logit=None):
     """float64 output and log-sum-exp of one query head over the kept positions."""
     length = int(case.lengths[seq])
-    k, v = (case.gather(cache, seq, length)[head // case.group, kept].double() for cache in (case.k_cache, case.v_cache))
+    k, v = (
+        case.gather(cache, seq, length)[head // case.group, kept].double() for cache in (case.k_cache, case.v_cache)
+    )
     logits = k @ case.q[seq, token, head].double() / math.sqrt(case.q.shape[3])
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)

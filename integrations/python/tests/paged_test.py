@@ -19,7 +19,9 @@ def test_a_budget_that_holds_the_context_is_full_attention(device, dtype, layout
     for seq, length in enumerate(case.lengths.tolist()):
         k, v = (case.gather(cache, seq, length).double() for cache in (case.k_cache, case.v_cache))
         mask = torch.ones(2, length, dtype=torch.bool, device=device).tril(length - 2)
-        expected = F.scaled_dot_product_attention(case.q[seq].transpose(0, 1).double(), k, v, attn_mask=mask, enable_gqa=True)
+        expected = F.scaled_dot_product_attention(
+            case.q[seq].transpose(0, 1).double(), k, v, attn_mask=mask, enable_gqa=True
+        )
         assert (out[seq].transpose(0, 1) - expected).abs().max() < tolerance(dtype)
 
 
@@ -28,7 +30,9 @@ def test_a_budget_that_holds_the_context_is_full_attention(device, dtype, layout
 def test_keeps_the_best_by_score_and_attends_to_them(device, index_dtype, num_planes, share_tokens):
     case = make(device, index_dtype=index_dtype, num_planes=num_planes, num_query_tokens=2, lengths=(150, 37, 91))
     budget, sinks, recent = 40, 3, 5
-    result = case.decode(budget=budget, sinks=sinks, recent=recent, share_tokens=share_tokens, return_lse=True, return_kept=True)
+    result = case.decode(
+        budget=budget, sinks=sinks, recent=recent, share_tokens=share_tokens, return_lse=True, return_kept=True
+    )
     assert result.kept.shape == (3, 2, 2 if share_tokens else 4, budget)
     for seq, token in itertools.product(range(3), range(2)):
         seen = int(case.lengths[seq]) - 1 + token
@@ -139,7 +143,11 @@ def test_inactive_sequences_and_query_tokens_leave_zeros(device):
     before = case.k_cache.clone()
     result = case.decode(budget=40, k_new=case.k_new, v_new=case.v_new, return_lse=True, return_kept=True)
     active = torch.tensor([[True, True], [False, False], [False, True]], device=device)
-    assert (result.out[~active] == 0).all() and (result.lse[~active] == -torch.inf).all() and (result.kept[~active] == -1).all()
+    assert (
+        (result.out[~active] == 0).all()
+        and (result.lse[~active] == -torch.inf).all()
+        and (result.kept[~active] == -1).all()
+    )
     assert (result.out[active] != 0).any(-1).all()
     changed = (case.k_cache != before).any(-1).sum()
     assert changed == 3 * 2  # three active tokens of two KV heads
@@ -184,8 +192,12 @@ def test_scales_hold_every_key_at_any_position(index_dtype):
         assert (case.scale == 1).all()
         return
     first, second = case.dims[:, 0::2].long(), case.dims[:, 1::2].long()
-    length = torch.stack([keys[..., p, first[p]].hypot(keys[..., p, second[p]]).flatten(0, 1).amax(0) for p in range(2)])
-    assert torch.allclose(case.scale[:, 0::2] * largest, length) and torch.equal(case.scale[:, 0::2], case.scale[:, 1::2])
+    length = torch.stack(
+        [keys[..., p, first[p]].hypot(keys[..., p, second[p]]).flatten(0, 1).amax(0) for p in range(2)]
+    )
+    assert torch.allclose(case.scale[:, 0::2] * largest, length) and torch.equal(
+        case.scale[:, 0::2], case.scale[:, 1::2]
+    )
 
 
 WRONG = {
@@ -212,7 +224,10 @@ WRONG = {
     "k_new of another shape": (dict(k_new=lambda c: c.k_new[:2], v_new=lambda c: c.v_new), "k_new has shape"),
     "sink logits of another size": (dict(sink_logits=lambda c: c.scale[0]), "sink_logits has shape"),
     "out of another shape": (dict(out=lambda c: c.q[:2].clone()), "out has shape"),
-    "an odd head": (dict(q=lambda c: c.q[..., :48], k_cache=lambda c: c.k_cache[..., :48], v_cache=lambda c: c.v_cache[..., :48]), "head_dim is 48"),
+    "an odd head": (
+        dict(q=lambda c: c.q[..., :48], k_cache=lambda c: c.k_cache[..., :48], v_cache=lambda c: c.v_cache[..., :48]),
+        "head_dim is 48",
+    ),
     "query heads no multiple": (dict(q=lambda c: c.q[:, :, :3]), "num_q_heads 3"),
 }
 
