@@ -1,6 +1,6 @@
 # The commands of the project; `make help` lists them. Each may be repeated, and does only what is left to do.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench asan tsan fuzz format format-check tidy clean
+.PHONY: help setup build demo test bench reproduce asan tsan fuzz format format-check tidy clean
 
 jobs ?= $(shell nproc)
 release := build/release
@@ -39,6 +39,10 @@ test: build ## build and run all tests
 bench: $(profile) ## measure tokens per second against context depth, and each operation
 	$(fasa) bench --depth 0,4096,8000 --policy full,fasa --budget 256
 	@for program in $(release)/bin/*_bench; do echo "== $$program"; $$program || exit 1; done
+
+reproduce: build ## make every number of docs/quality.md and docs/reproduction.md (hours; goes on where it stopped)
+	@scripts/setup --gemma
+	@scripts/reproduce
 
 asan: setup ## build with AddressSanitizer and UBSan, and run the tests: build/asan
 	@scripts/test_sanitized asan

@@ -30,6 +30,7 @@ struct CalibrateOptions {
   int64_t windows = 0;
   int64_t queries = 32;
   int threads = 0;
+  bool pca = false;
   bool json = false;
   bool verbose = false;
 };
@@ -80,7 +81,7 @@ void check_numbers(const CalibrateOptions& options) {
 
 Profile calibrate(const CalibrateOptions& options, const Model& model, int threads,
                   const std::vector<std::vector<int32_t>>& windows) {
-  Capture capture(model, {options.context, options.queries, threads});
+  Capture capture(model, {options.context, options.queries, threads, options.pca});
   constexpr int64_t kSteps = 10000;
   Progress progress("Calibrating", kSteps * static_cast<int64_t>(windows.size()));
   for (size_t w = 0; w < windows.size(); ++w) {
@@ -164,6 +165,8 @@ void add_calibrate_command(CLI::App& app) {
   command->add_option("--queries", options->queries, "Decode positions measured in the last quarter of each window")
       ->capture_default_str();
   command->add_option("-t,--threads", options->threads, "Threads (default: the physical cores)");
+  command->add_flag("--pca", options->pca,
+                    "Measure the keys' principal components too, for `--policy loki`: a much larger profile");
   command->add_flag("--json", options->json, "Print a summary as one JSON object on stdout");
   command->add_flag("--verbose", options->verbose, "Show llama.cpp's messages");
   command->footer(

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "fasa/error.h"
+#include "src/calibrate/principal_components.h"
 #include "src/core/dtype.h"
 
 namespace fasa::cli {
@@ -90,6 +91,7 @@ struct Capture::Layer {
   RopeSpec rope;
   bool sliding_window = false;
   calibrate::LayerStatistics statistics;
+  calibrate::PrincipalComponents components;
 };
 
 Capture::Capture(const Model& model, const CaptureSettings& settings)
@@ -235,7 +237,8 @@ Capture::Layer& Capture::layer_of(const ggml_tensor& q, const ggml_tensor& k) {
   const auto q_heads = static_cast<int32_t>(q.ne[2]);
   const auto kv_heads = static_cast<int32_t>(k.ne[2]);
   return layers_
-      .emplace(*number, Layer{q_heads, kv_heads, spec, false, calibrate::LayerStatistics(q_heads, kv_heads, spec)})
+      .emplace(*number, Layer{q_heads, kv_heads, spec, false, calibrate::LayerStatistics(q_heads, kv_heads, spec),
+                              calibrate::PrincipalComponents(kv_heads, spec)})
       .first->second;
 }
 
@@ -279,6 +282,7 @@ void Capture::read_attention(const ggml_tensor& node) {
       samples.push_back({heads, query.position + 1});
     }
     layer.statistics.add(workers_, cache, samples);
+    if (settings_.pca) layer.components.add(workers_, cache, samples.back().num_rows);
   }
   if (layer_done_) layer_done_();
 }
@@ -301,7 +305,11 @@ std::vector<LayerProfile> Capture::layers() const {
     profile.num_kv_heads = layer.num_kv_heads;
     profile.sliding_window = layer.sliding_window;
     profile.rope = layer.rope;
-    if (!layer.sliding_window) profile.measures = layer.statistics.measures();
+    if (!layer.sliding_window) {
+      profile.measures = layer.statistics.measures();
+      profile.channels = layer.statistics.channels();
+      profile.bases = layer.components.bases(layer.rope.head_dim / 2);
+    }
     any = any || !profile.measures.empty();
     result.push_back(std::move(profile));
   }

@@ -21,6 +21,7 @@ struct CaptureSettings {
   int64_t context = 4096;
   int64_t queries = 32;  // of a window, evenly spaced over its last quarter
   int threads = 1;
+  bool pca = false;  // measure the keys' principal components too
 };
 
 class Capture {

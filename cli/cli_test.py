@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 
 FASA, MODEL, WORK, CASE = sys.argv[1:5]
+os.environ["FASA_CACHE_DIR"] = os.path.join(WORK, "cache-" + CASE)
 PROFILE = os.path.join(WORK, "model.fasa.json")
 TEXT = os.path.join(WORK, "text.txt")
 COMMON = ["-m", MODEL, "--profile", PROFILE, "--threads", "2"]
@@ -67,8 +68,9 @@ class Setup(Base):
 
 class Help(Base):
     def test_every_command_teaches(self):
-        for command in (["run"], ["bench"], ["eval", "kl"], ["eval", "passkey"], ["serve"],
-                        ["calibrate"], ["inspect"], ["eval"], []):
+        evaluations = ["ca", "kl", "needle", "passkey", "ruler", "recall", "longform", "tasks", "report"]
+        for command in ([["eval", name] for name in evaluations] +
+                        [["run"], ["bench"], ["serve"], ["calibrate"], ["inspect"], ["eval"], []]):
             text = self.succeed(*command, "--help").stdout
             self.assertIn("Example", text, command)
         self.assertRegex(self.succeed("--version").stdout, r"^fasa \d+\.\d+")
@@ -186,6 +188,111 @@ class Kl(Base):
         rows = self.rows("eval", "passkey", *COMMON, "--context", 300, "--trials", 2, "--policy",
                          "full,fasa", "--budget", 512, "--json")
         self.assertEqual(rows[0]["found"], rows[1]["found"])
+
+
+class Eval(Base):
+    """Each evaluation on prompts of a few hundred tokens, and what they share: results that stay, one report."""
+
+    def setUp(self):
+        self.out = os.path.join(WORK, "eval-%s.jsonl" % self._testMethodName)
+        if os.path.exists(self.out):
+            os.remove(self.out)
+
+    def evaluate(self, name, *arguments, policies="full,fasa", budget=512):
+        return self.rows("eval", name, *COMMON, "--policy", policies, "--budget", budget, *arguments,
+                         "--out", self.out, "--json")
+
+    def test_a_rerun_makes_only_what_is_missing(self):
+        arguments = ["--text", TEXT, "--context", 200, "--tokens", 16]
+        first = self.evaluate("kl", *arguments, budget=64)
+        with open(self.out, "a") as file:
+            file.write('{"key": "cut')  # what a stopped run leaves
+        again = self.evaluate("kl", *arguments, policies="fasa,oracle", budget=64)
+        self.assertEqual(again[0], first[1])  # its times too: it was not made again
+        self.assertEqual([row["policy"] for row in again], ["fasa", "oracle"])
+        with open(self.out) as file:
+            self.assertEqual(len(file.readlines()), 4)
+        other = self.evaluate("kl", *arguments, "--n-tip", "4", policies="fasa", budget=64)
+        self.assertNotEqual(other[0]["key"], first[1]["key"])
+
+    def test_answers(self):
+        grid = self.evaluate("needle", "--kind", "passkey", "--length", "200,300", "--depth", "0,100", "--trials", 1)
+        self.assertEqual([(r["policy"], r["context"], r["depth"]) for r in grid[:3]],
+                         [("full", 200, 0), ("fasa", 200, 0), ("full", 200, 100)])
+        self.assertEqual(len(grid), 8)
+        ruler = self.evaluate("ruler", "--length", 1500, "--trials", 1, policies="full", budget=2000)
+        self.assertEqual([r["task"] for r in ruler],
+                         ["multikey", "multivalue", "multiquery", "tracking", "common", "frequent"])
+        recall = self.evaluate("recall", "-c", 300, "--trials", 1, budget=2000)
+        # Within the budget all keep everything: full attention's answer to rounding.
+        for rows in (grid[0:2], grid[2:4], recall):
+            self.assertEqual(rows[0]["score_mean"], rows[1]["score_mean"])
+            self.assertIn(rows[0]["score_mean"], (0, 1))
+        self.report()
+
+    def test_contextual_agreement(self):
+        arguments = ["--text", TEXT, "-c", 400, "--queries", 4]
+        oracle, fasa, random = self.evaluate("ca", *arguments, "--sinks", 0, "--recent", 0,
+                                             policies="oracle,fasa,random", budget=64)
+        self.assertEqual(oracle["agreement"], 1)  # by definition
+        self.assertGreater(fasa["agreement"], 2 * random["agreement"])
+        self.assertAlmostEqual(random["agreement"], 64 / 402, delta=0.05)
+        for row in (oracle, fasa, random):
+            self.assertGreater(row["mass"], 0)
+            self.assertLessEqual(row["mass"], 1.0001)
+            self.assertEqual(row["layers"], list(range(2, 30)))
+            self.assertEqual([len(heads) for heads in row["agreement_by_head"]], [9] * 28)
+        self.assertGreaterEqual(oracle["mass"], fasa["mass"])
+        self.assertGreater(fasa["mass"], random["mass"])
+        single, = self.rows("eval", "ca", *COMMON, "--single", "ca64", "--out", self.out, "--json")
+        self.assertEqual(single["heads"], 270)
+        self.assertGreater(single["best"], 2 * single["median"])
+        self.refuse("nothing is left out", "eval", "ca", *COMMON, *arguments, "--budget", 4000)
+        self.refuse("keeps every token", "eval", "ca", *COMMON, *arguments, "--policy", "full")
+        self.refuse("ca7", "eval", "ca", *COMMON, "--single", "ca7")
+
+    def test_longform(self):
+        row = self.evaluate("longform", "--text", TEXT, "-c", 100, "-n", 40, policies="full,fasa", budget=64)
+        self.assertEqual(row[0]["kl_mean"], 0)
+        self.assertAlmostEqual(row[0]["own_text_ppl"], row[0]["full_text_ppl"], delta=0.05 * row[0]["full_text_ppl"])
+        self.assertGreater(row[1]["kl_last_quarter"], 0)
+        self.assertEqual(row[1]["tokens"], 40)
+
+    def test_tasks(self):
+        path = os.path.join(WORK, "tasks.jsonl")
+        with open(path, "w") as file:
+            for colour in ("red", "blue"):
+                file.write(json.dumps({"context": "The box is %s. " % colour * 20, "input": "The colour of the box is",
+                                       "answers": [colour], "dataset": "hotpotqa", "all_classes": None}) + "\n")
+        prompts = os.path.join(WORK, "prompts.json")
+        with open(prompts, "w") as file:
+            json.dump({"hotpotqa": "{context}{input}"}, file)
+        rows = self.evaluate("tasks", "--file", path, "--prompts", prompts, "-c", 300)
+        self.assertEqual([r["policy"] for r in rows], ["full", "fasa"])
+        self.assertEqual(rows[0]["metric"], "F1")
+        self.assertEqual(rows[0]["trials"], 2)
+        self.assertGreater(rows[0]["score_mean"], 0)
+        self.assertEqual(rows[0]["score_mean"], rows[1]["score_mean"])
+        with open(path, "a") as file:
+            file.write("{broken\n")
+        self.refuse("line 3", "eval", "tasks", *COMMON, "--file", path)
+
+    def report(self):
+        html = os.path.join(WORK, "report.html")
+        out = self.succeed("eval", "report", self.out, "-o", html).stdout
+        self.assertIn("RULER-style tasks", out)
+        with open(html) as file:
+            page = file.read()
+        self.assertIn("<svg", page)
+        self.assertIn("Multi-turn recall", page)
+        self.assertNotRegex(page.replace("http://www.w3.org/2000/svg", ""), "https?://")  # self-contained
+
+    def test_errors(self):
+        self.refuse("no results", "eval", "report", TEXT)
+        self.refuse("no task", "eval", "ruler", *COMMON, "--task", "nonsense")
+        self.refuse("trained context", "eval", "needle", *COMMON, "--length", 100000)
+        self.refuse("sentences", "eval", "recall", *COMMON, "--text", PROFILE)
+        self.refuse("--cache", "eval", "kl", *COMMON, "--text", TEXT, "--cache", TEXT)
 
 
 class Serve(Base):

@@ -201,17 +201,25 @@ void LlamaContext::truncate(int64_t num_tokens) {
   size_ = num_tokens;
 }
 
-void LlamaContext::copy_from(const LlamaContext& other) {
-  truncate(0);
-  if (other.size_ == 0) return;
-  std::vector<uint8_t> state(llama_state_seq_get_size(other.get(), 0));
-  const size_t size = llama_state_seq_get_data(other.get(), state.data(), state.size(), 0);
-  if (size == 0 || llama_state_seq_set_data(get(), state.data(), size, 0) == 0) {
+std::vector<uint8_t> LlamaContext::state() const {
+  if (size_ == 0) return {};
+  std::vector<uint8_t> bytes(llama_state_seq_get_size(get(), 0));
+  if (llama_state_seq_get_data(get(), bytes.data(), bytes.size(), 0) == 0) {
     throw Error(ErrorCode::kUnsupported,
-                fmt::format("llama.cpp could not copy the state of {} tokens to another context: {}", other.size_,
+                fmt::format("llama.cpp could not save the state of {} tokens: {}", size_, last_log_error()));
+  }
+  return bytes;
+}
+
+void LlamaContext::restore(std::span<const uint8_t> state, int64_t num_tokens) {
+  truncate(0);
+  if (num_tokens == 0) return;
+  if (llama_state_seq_set_data(get(), state.data(), state.size(), 0) == 0) {
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("llama.cpp could not load the state of {} tokens into another context: {}", num_tokens,
                             last_log_error()));
   }
-  size_ = other.size_;
+  size_ = num_tokens;
 }
 
 double LlamaContext::kv_bytes_of(const Model& model, double num_tokens) const {
@@ -238,6 +246,8 @@ FasaBackend::FasaBackend() {
   };
   configure_ = reinterpret_cast<fasa_ggml_configure_t>(symbol("fasa_ggml_configure"));
   stats_ = reinterpret_cast<fasa_ggml_stats_t>(symbol("fasa_ggml_stats"));
+  probe_ = reinterpret_cast<fasa_ggml_probe_t>(symbol("fasa_ggml_probe"));
+  agreement_ = reinterpret_cast<fasa_ggml_agreement_t>(symbol("fasa_ggml_agreement"));
 }
 
 void FasaBackend::configure(const CommonOptions& options, const PolicySettings& settings, const std::string& profile) {
@@ -261,6 +271,15 @@ fasa_ggml_stats FasaBackend::stats(bool reset) const {
   fasa_ggml_stats result{};
   stats_(&result, reset ? 1 : 0);
   return result;
+}
+
+std::vector<fasa_ggml_agreement> FasaBackend::agreement(const std::function<void()>& decode) const {
+  probe_(1);
+  decode();
+  std::vector<fasa_ggml_agreement> heads(static_cast<size_t>(agreement_(nullptr, 0)));
+  agreement_(heads.data(), static_cast<int64_t>(heads.size()));
+  probe_(0);
+  return heads;
 }
 
 void check_profile(const std::string& path, const Model& model) {

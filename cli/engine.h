@@ -73,8 +73,11 @@ class LlamaContext {
 
   void truncate(int64_t num_tokens);
   void clear() { truncate(0); }
-  // Makes this context hold what `other` holds (K, V and positions).
-  void copy_from(const LlamaContext& other);
+  // What the context holds (K, V and positions), as bytes that restore() of another context takes.
+  std::vector<uint8_t> state() const;
+  // Throws Error(kUnsupported) if llama.cpp refuses; `num_tokens` are in the state.
+  void restore(std::span<const uint8_t> state, int64_t num_tokens);
+  void copy_from(const LlamaContext& other) { restore(other.state(), other.size()); }
   // Bytes of K and V that `num_tokens` tokens take; from the state's size where layers differ.
   double kv_bytes_of(const Model& model, double num_tokens) const;
 
@@ -96,10 +99,14 @@ class FasaBackend {
   // Throws Error(kInvalidArgument) with the backend's own sentence.
   void configure(const CommonOptions& options, const PolicySettings& settings, const std::string& profile);
   fasa_ggml_stats stats(bool reset) const;
+  // Contextual agreement and attention mass of the steps that `decode` makes, by layer and head.
+  std::vector<fasa_ggml_agreement> agreement(const std::function<void()>& decode) const;
 
  private:
   fasa_ggml_configure_t configure_ = nullptr;
   fasa_ggml_stats_t stats_ = nullptr;
+  fasa_ggml_probe_t probe_ = nullptr;
+  fasa_ggml_agreement_t agreement_ = nullptr;
 };
 
 // Throws Error(kMismatch) unless the profile was made from this model (layers' fingerprints).

@@ -58,12 +58,16 @@ void add_common_options(CLI::App& command, CommonOptions& options, Arity policie
                      "else in the current directory)");
   command.add_option("-t,--threads", options.threads, "Threads (default: the physical cores)")
       ->check(CLI::Range(1, 1024));
-  auto* policy = command.add_option("--policy", options.policies,
-                                    "full (llama.cpp's own attention), fasa, or oracle (top tokens "
-                                    "by the exact score: what any selection of this budget aims at)");
+  std::string names;
+  for (const PolicyInfo& info : policy_infos()) names += (names.empty() ? "" : ", ") + std::string(info.name);
+  auto* policy =
+      command.add_option("--policy", options.policies,
+                         "Which tokens a query attends to: full is llama.cpp's own attention, oracle the top "
+                         "tokens by the exact score; docs/policies.md tells of all: " +
+                             names);
   auto* budget =
       command.add_option("--budget", options.budgets, "Tokens that a query attends to, sinks and recent included");
-  policy->default_str(default_policies)->delimiter(',')->expected(1, policies == Arity::kOne ? 1 : 8);
+  policy->default_str(default_policies)->delimiter(',')->expected(1, policies == Arity::kOne ? 1 : 32);
   budget->default_str(std::to_string(options.defaults.budget))
       ->delimiter(',')
       ->expected(1, budgets == Arity::kOne ? 1 : 32);
@@ -94,6 +98,22 @@ void add_common_options(CLI::App& command, CommonOptions& options, Arity policie
       ->group(group);
   command.add_option("--dense-layers", options.defaults.dense_layers, "First layers that keep full attention")
       ->default_str(std::to_string(options.defaults.dense_layers))
+      ->group(group);
+  command.add_option("--page", options.defaults.page, "Rows of a page (quest, quickllama, actqkv)")
+      ->default_str(std::to_string(options.defaults.page))
+      ->group(group);
+  command
+      .add_option("--window", options.defaults.window,
+                  "Last queries that are looked at (h2o, snapkv, graphkv, zeromerge, quickllama, actqkv)")
+      ->default_str(std::to_string(options.defaults.window))
+      ->group(group);
+  command
+      .add_option("--basis", options.defaults.basis, "loki: components of the keys before (pre) or after RoPE (post)")
+      ->default_str(options.defaults.basis)
+      ->group(group);
+  command.add_option("--policy-seed", options.defaults.seed, "random: seed of the draw")
+      ->check(CLI::NonNegativeNumber)
+      ->default_str(std::to_string(options.defaults.seed))
       ->group(group);
   command.add_option("--index", options.index, "Type of the index: f16, int8 or int4")
       ->default_str(options.index)
@@ -130,6 +150,10 @@ std::vector<Setting> backend_settings(const CommonOptions& options, const Policy
           {"share_tokens", settings.share_tokens ? "1" : "0"},
           {"dense_layers", std::to_string(settings.dense_layers)},
           {"index", index_type_name(settings.index_type)},
+          {"page", std::to_string(settings.page)},
+          {"window", std::to_string(settings.window)},
+          {"basis", settings.basis},
+          {"seed", std::to_string(settings.seed)},
           {"verbose", options.verbose ? "1" : "0"}};
 }
 

@@ -28,38 +28,48 @@ std::vector<Wish> wishes(const CommonOptions& options) {
 
 }  // namespace
 
-Session::Session(const CommonOptions& options, const std::function<ContextOptions(const Model&)>& size, Full full) {
+Session::Session(const CommonOptions& options, const std::function<ContextOptions(const Model&)>& size, Full full)
+    : options_(options) {
   const std::vector<Wish> all = wishes(options);
   const bool sparse =
       std::any_of(all.begin(), all.end(), [](const Wish& wish) { return wish.settings.kind != PolicyKind::kFull; });
   const std::string path = find_model(options.model);
-  const std::string profile = sparse ? find_profile(options.profile, path) : "";
+  if (sparse) profile_ = find_profile(options.profile, path);
   start_llama(options.verbose);
   model_ = std::make_unique<Model>(path);
-  if (sparse) check_profile(profile, *model_);
-  const ContextOptions context = size(*model_);
+  if (sparse) check_profile(profile_, *model_);
+  size_ = size(*model_);
   const bool plain =
       std::any_of(all.begin(), all.end(), [](const Wish& wish) { return wish.settings.kind == PolicyKind::kFull; });
-  if (plain || full != Full::kNoReference) {
-    reference_ = std::make_unique<LlamaContext>(*model_, context);
-  }
+  if (plain || full != Full::kNoReference) reference_ = std::make_unique<LlamaContext>(*model_, size_);
   for (const Wish& wish : all) {  // plain contexts exist before the backend is loaded
     lanes_.push_back({wish.policy, wish.settings, nullptr, 0});
     if (wish.settings.kind != PolicyKind::kFull) continue;
     lanes_.back().context = reference_.get();
     if (full == Full::kOwn) {
-      contexts_.push_back(std::make_unique<LlamaContext>(*model_, context));
+      contexts_.push_back(std::make_unique<LlamaContext>(*model_, size_));
       lanes_.back().context = contexts_.back().get();
     }
   }
   if (!sparse) return;
   backend_.emplace();
-  for (Lane& lane : lanes_) {
-    if (lane.context) continue;
-    backend_->configure(options, lane.settings, profile);
-    contexts_.push_back(std::make_unique<LlamaContext>(*model_, context));
+  if (full == Full::kOnDemand) return;
+  for (Lane& lane : lanes_) open(lane);
+}
+
+LlamaContext& Session::open(Lane& lane) {
+  if (!lane.context) {
+    backend_->configure(options_, lane.settings, profile_);
+    contexts_.push_back(std::make_unique<LlamaContext>(*model_, size_));
     lane.context = contexts_.back().get();
   }
+  return *lane.context;
+}
+
+void Session::close(Lane& lane) {
+  const auto removed =
+      std::erase_if(contexts_, [&](const std::unique_ptr<LlamaContext>& own) { return own.get() == lane.context; });
+  if (removed > 0) lane.context = nullptr;
 }
 
 ReadBytes Session::measure(Lane& lane, const std::function<int64_t()>& decode) {

@@ -225,7 +225,7 @@ def sweep(pool, shapes, own_tokens):
         shape = pool.shape(batch, context, budget, own_tokens)
         found = []
         for ctas in (1, 2, 4, 8, 16, 32, 64):
-            for threads in (256, 512):
+            for threads in (128, 256):
                 for cluster in (1, 2, 4, 8):
                     for attend in (128, 256):
                         plan = paged.plan(shape)

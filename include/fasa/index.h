@@ -41,6 +41,9 @@ struct IndexView {
   std::byte* data = nullptr;  // 64-byte aligned, shape.total_bytes()
   IndexShape shape;
   const int16_t* dims = nullptr;  // [num_planes][num_fcs][2]: which dims of the key
+  // [num_planes][num_fcs * 2][head_dim] or null: value i is basis[i] . key (and basis[i] . query) instead of a dim.
+  const float* basis = nullptr;
+  const float* weights = nullptr;  // [num_planes][num_fcs] or null: factor of an FC's score
 
   std::byte* block(int64_t plane, int64_t block) const {
     return data + plane * shape.plane_bytes() + block * shape.block_bytes();

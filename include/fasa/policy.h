@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -10,10 +11,40 @@
 namespace fasa {
 
 enum class PolicyKind : uint8_t {
-  kFull,    // attention over every token
-  kFasa,    // top tokens by the dominant FCs (the index)
-  kOracle,  // top tokens by the exact score q.k: what any selector of this budget aims at
+  kFull,        // attention over every token
+  kFasa,        // top tokens by the dominant FCs (the index)
+  kOracle,      // top tokens by the exact score q.k: what any selector of this budget aims at
+  kRandom,      // random tokens
+  kStreaming,   // sinks and recent tokens
+  kChannels,    // top tokens by single calibrated channels
+  kLoki,        // top tokens by the first principal components of the keys
+  kKvQuant,     // top tokens by the whole key in 4 bits
+  kSparq,       // top tokens by the query's largest dims
+  kQuest,       // top pages by bounds of their keys
+  kQuickLlama,  // top pages by representative tokens, for the query and the prompt's end
+  kActQkv,      // top pages by their mean keys, for a query made of the window's most active ones
+  kH2o,         // the tokens that got most attention so far; others are dropped
+  kSnapKv,      // the tokens that the last queries attend to; others are dropped
+  kGraphKv,     // as kSnapKv, but tokens similar to the best ones count less
+  kZeroMerge,   // as kH2o, but dropped tokens are merged into residual slots
 };
+
+// What a policy is, for reports and tables.
+struct PolicyInfo {
+  PolicyKind kind;
+  const char* name;
+  const char* paper;      // where the rule is from
+  bool drops_tokens;      // a token that was left out may be lost for good
+  bool observes_prefill;  // looks at the prompt's last queries (if it saw none, at the first decoded ones)
+  // Bytes besides K and V, and bytes read for a decoded token, both for each KV head of a sparse layer. n tokens in
+  // the context, d dims of a key, B the budget, kv = bytes of one K and one V row, r = 2 N_tip indexed dims of b bytes,
+  // g query heads a KV head, W the window, p rows a page.
+  const char* memory;
+  const char* reads;
+};
+// In the order of PolicyKind.
+std::span<const PolicyInfo> policy_infos();
+const PolicyInfo& policy_info(PolicyKind kind);
 
 struct PolicySettings {
   PolicyKind kind = PolicyKind::kFasa;
@@ -27,12 +58,16 @@ struct PolicySettings {
   bool share_tokens = false;           // one choice of tokens for a KV group (max of the heads' scores)
   int64_t dense_layers = 2;            // the first layers keep full attention
   IndexType index_type = IndexType::kI8;
+  int64_t page = 16;           // rows of a page (policies that choose pages)
+  int64_t window = 32;         // last queries that are looked at (PolicyInfo::observes_prefill)
+  std::string basis = "post";  // kLoki: principal components of the keys before ("pre") or after RoPE
+  int64_t seed = 1;            // kRandom
 };
 
 // Throws Error(kInvalidArgument) on a setting that cannot work (budget < sinks + recent + 1, ...).
 void check(const PolicySettings& settings);
 
-// "full", "fasa", "oracle"; throws Error(kInvalidArgument) naming the known ones.
+// By PolicyInfo::name; throws Error(kInvalidArgument) naming the known ones.
 PolicyKind parse_policy(std::string_view name);
 const char* policy_name(PolicyKind kind);
 IndexType parse_index_type(std::string_view name);  // "f16", "int8", "int4"

@@ -26,6 +26,11 @@ struct LayerProfile {
   RopeSpec rope;
   // measure ("variance", "ca256", ...) -> [num_q_heads * num_fcs(rope)], row-major. Finite, >= 0.
   std::map<std::string, std::vector<float>> measures;
+  // Optional, for policies that need more than FCs; empty where sliding_window.
+  // "abs_qk" -> [num_q_heads * head_dim], row-major. Finite, >= 0.
+  std::map<std::string, std::vector<float>> channels;
+  // "pca_pre", "pca_post" -> [num_kv_heads * axes * head_dim], row-major; 1 <= axes <= head_dim. Finite.
+  std::map<std::string, std::vector<float>> bases;
 };
 
 struct Profile {

@@ -69,10 +69,16 @@ const LayerProfile* matching_profile(const Config& config, const KvLayer& kv) {
   return layer;
 }
 
+// The settings of the context that the cache belongs to.
+std::shared_ptr<const Config> config_of(const ggml_tensor* root) {
+  const std::shared_ptr<KvLayer> kv = find_layer(root);
+  return kv != nullptr ? kv->config : current_config();
+}
+
 bool claims_k_write(const ggml_tensor* op, const ggml_tensor* root, int layer) {
   // Taken in any case: it may belong to another model that this thread runs next.
   const auto norm = seen_norms().extract(layer);
-  const std::shared_ptr<const Config> config = current_config();
+  const std::shared_ptr<const Config> config = config_of(root);
   if (config->profile == nullptr && find_layer(root) == nullptr) {
     warn_once(config->problem);
     return false;
@@ -102,11 +108,10 @@ bool claims_v_write(const ggml_tensor* op, const ggml_tensor* root, int layer) {
     return false;
   }
   if (!can_write(op)) return false;
-  const std::shared_ptr<const Config> config = current_config();
-  if (config->sparse_layer(layer) == nullptr || root->buffer == nullptr) return false;
+  if (root->buffer == nullptr) return false;
   for (const auto& kv : all_layers()) {
     if (kv->buffer == root->buffer && kv->layer == layer) {
-      return matching_profile(*config, *kv) != nullptr && root->ne[1] == kv->num_rows;
+      return matching_profile(*kv->config, *kv) != nullptr && root->ne[1] == kv->num_rows;
     }
   }
   return false;
@@ -126,17 +131,25 @@ bool mask_ok(const ggml_tensor* mask, const ggml_tensor* q, const ggml_tensor* k
          mask->ne[2] == 1 && (mask->ne[3] == 1 || mask->ne[3] == q->ne[3]);
 }
 
+// A prefill is taken only to show its queries to the policy; ggml's CPU backend computes it.
+bool observes_prefill(const Config& config, int layer, const ggml_tensor* op) {
+  if (!policy_info(config.settings.kind).observes_prefill || layer < config.settings.dense_layers) return false;
+  ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+  return cpu != nullptr && ggml_backend_dev_supports_op(cpu, op);
+}
+
 bool claims_attention(const ggml_tensor* op) {
   const ggml_tensor* q = op->src[0];
   const ggml_tensor* k = op->src[1];
   const ggml_tensor* v = op->src[2];
   const ggml_tensor* root = root_of(k);
-  if (cache_layer(root, 'k') < 0 || q->ne[1] > kMaxQueryRows) return false;
-  const std::shared_ptr<const Config> config = current_config();
+  if (cache_layer(root, 'k') < 0) return false;
+  const std::shared_ptr<const Config> config = config_of(root);
+  if (q->ne[1] > kMaxQueryRows && !observes_prefill(*config, cache_layer(root, 'k'), op)) return false;
   if (config->profile == nullptr || k->ne[1] <= config->settings.budget) return false;
   const std::shared_ptr<KvLayer> kv = find_layer(root);
-  // Before anything was written llama.cpp probes whether attention runs on the layer's own device.
-  if (kv == nullptr || !kv->written) return false;
+  // Before anything was written llama.cpp probes, with the whole cache, whether attention runs on the layer's own device.
+  if (kv == nullptr || (!kv->written && k->ne[1] >= kv->num_rows)) return false;
   const LayerProfile* layer = matching_profile(*config, *kv);
   if (layer == nullptr) return false;
   bool k_known = false;

@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "fasa/error.h"
+#include "src/policy/decode_step.h"
 
 namespace fasa::ggml {
 namespace {
@@ -77,6 +78,13 @@ constexpr std::array kKeys = {
         [](const std::string& k, std::string_view v, Config& c) { c.settings.dense_layers = parse_count(k, v); }},
     Key{"index", "FASA_INDEX",
         [](const std::string&, std::string_view v, Config& c) { c.settings.index_type = parse_index_type(v); }},
+    Key{"page", "FASA_PAGE",
+        [](const std::string& k, std::string_view v, Config& c) { c.settings.page = parse_count(k, v); }},
+    Key{"window", "FASA_WINDOW",
+        [](const std::string& k, std::string_view v, Config& c) { c.settings.window = parse_count(k, v); }},
+    Key{"basis", "FASA_BASIS", [](const std::string&, std::string_view v, Config& c) { c.settings.basis = v; }},
+    Key{"seed", "FASA_SEED",
+        [](const std::string& k, std::string_view v, Config& c) { c.settings.seed = parse_count(k, v); }},
     Key{"verbose", "FASA_VERBOSE",
         [](const std::string& k, std::string_view v, Config& c) { c.verbose = parse_flag(k, v); }},
 };
@@ -90,8 +98,10 @@ void load(Config& config) {
     return;
   }
   auto profile = std::make_shared<Profile>(load_profile(config.profile_path));
+  const Policy& policy = find_policy(config.settings.kind);
   for (const LayerProfile& layer : profile->layers) {
-    if (!layer.measures.empty()) dominant_dims(layer, config.settings);  // throws: no such criterion
+    if (!layer.measures.empty() && policy.index != nullptr)
+      policy.index(layer, config.settings);  // throws: no such data
   }
   config.profile = std::move(profile);
 }

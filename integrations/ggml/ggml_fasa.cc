@@ -153,6 +153,12 @@ int configure_by_name(const char* settings, const char** message) {
 
 void stats_by_name(fasa_ggml_stats* out, int reset) { read_stats(out, reset != 0); }
 
+void probe_by_name(int on) { probe(on != 0); }
+
+int64_t agreement_by_name(fasa_ggml_agreement* out, int64_t capacity) {
+  return read_agreement({out, static_cast<size_t>(std::max<int64_t>(0, capacity))});
+}
+
 int64_t check_index_by_name() { return check_indices(); }
 
 void* registry_function(ggml_backend_reg_t /*registry*/, const char* name) {
@@ -160,6 +166,8 @@ void* registry_function(ggml_backend_reg_t /*registry*/, const char* name) {
   if (wanted == "ggml_backend_set_n_threads") return reinterpret_cast<void*>(set_num_threads);
   if (wanted == "fasa_ggml_configure") return reinterpret_cast<void*>(configure_by_name);
   if (wanted == "fasa_ggml_stats") return reinterpret_cast<void*>(stats_by_name);
+  if (wanted == "fasa_ggml_probe") return reinterpret_cast<void*>(probe_by_name);
+  if (wanted == "fasa_ggml_agreement") return reinterpret_cast<void*>(agreement_by_name);
   if (wanted == "fasa_ggml_check_index") return reinterpret_cast<void*>(check_index_by_name);
   return nullptr;
 }

@@ -1,14 +1,18 @@
 #include "integrations/ggml/instance.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <mutex>
 #include <numeric>
 #include <string>
 #include <utility>
 
 #include "fasa/error.h"
+#include "integrations/ggml/claims.h"
 #include "integrations/ggml/omp_executor.h"
 #include "src/ops/append/append.h"
+#include "src/policy/agreement.h"
 
 namespace fasa::ggml {
 namespace {
@@ -21,6 +25,18 @@ struct Counters {
   std::atomic<int64_t> rows_rebuilt{0};
 };
 Counters counters;
+
+struct Probe {
+  std::atomic<bool> on{false};
+  std::mutex mutex;
+  AgreementProbe sums;
+};
+
+// Never destroyed: contexts outlive static objects.
+Probe& the_probe() {
+  static Probe* const instance = new Probe;
+  return *instance;
+}
 
 constexpr int kDefaultThreads = 4;
 
@@ -38,6 +54,14 @@ struct Instance::Attention {
   float scale;
   float softcap;
   const float* sink_logits;
+
+  HeadsView query(int64_t stream, int64_t row) const {
+    auto* data = static_cast<std::byte*>(q->data) + row * q->nb[1] + stream * q->nb[3];
+    return {.data = reinterpret_cast<float*>(data),
+            .num_heads = q->ne[2],
+            .head_dim = q->ne[0],
+            .head_stride = static_cast<int64_t>(q->nb[2] / sizeof(float))};
+  }
 
   const uint16_t* mask_row(int64_t stream, int64_t row) const {
     if (mask == nullptr) return nullptr;
@@ -61,6 +85,14 @@ void Instance::set_num_threads(int num_threads) {
   if (num_threads == num_threads_ || num_threads < 1) return;
   num_threads_ = num_threads;
   context_ = std::make_unique<Context>(std::make_unique<OmpExecutor>(num_threads));
+  if (cpu_ != nullptr) set_cpu_threads();
+}
+
+void Instance::set_cpu_threads() {
+  ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(cpu_));
+  const auto set = reinterpret_cast<ggml_backend_set_n_threads_t>(
+      ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads"));
+  if (set != nullptr) set(cpu_, num_threads_);
 }
 
 const LayerProfile* Instance::indexed_layer(const KvLayer& kv) const {
@@ -80,16 +112,17 @@ InstanceIndex* Instance::index_of(KvLayer& kv) {
   if (found != nullptr) return found;
   const LayerProfile* layer = indexed_layer(kv);
   if (layer == nullptr) return nullptr;
-  IndexShape shape;
-  shape.type = config_->settings.index_type;
-  shape.num_planes = config_->settings.share_fcs ? layer->num_kv_heads : layer->num_q_heads;
-  shape.num_fcs = fcs_per_head(config_->settings, num_fcs(layer->rope));
-  shape.num_rows = kv.num_rows;
+  const PolicySettings& settings = config_->settings;
+  const Policy& policy = find_policy(settings.kind);
+  IndexContent content;
+  if (policy.index != nullptr) content = policy.index(*layer, settings);
+  content.shape.num_rows = kv.num_rows;
   auto index = std::make_unique<InstanceIndex>();
   index->owner = this;
   index->num_kv_heads = layer->num_kv_heads;
   for (int64_t s = 0; s < kv.num_streams; ++s) {
-    index->streams.push_back(std::make_unique<LayerIndex>(shape, dominant_dims(*layer, config_->settings)));
+    auto state = policy.make_state == nullptr ? nullptr : policy.make_state(*layer, kv.num_rows, settings);
+    index->streams.push_back(std::make_unique<LayerIndex>(content, std::move(state)));
   }
   kv.indices.push_back(std::move(index));
   kv.indexed = true;
@@ -174,10 +207,11 @@ void Instance::write_v(const ggml_tensor* node, const ggml_tensor* root) {
   ops::append(*context_, {.src = src, .rows = row_ids(node->src[1]), .cache = cache, .index = {}});
 }
 
-void Instance::k_shift(ggml_tensor* node) {
+void Instance::compute_on_cpu(ggml_tensor* node) {
   if (cpu_ == nullptr) {
     cpu_ = ggml_backend_dev_init(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), nullptr);
     if (cpu_ == nullptr) throw Error(ErrorCode::kNotFound, "ggml's CPU backend cannot be created");
+    set_cpu_threads();
   }
   const ggml_init_params params = {.mem_size = ggml_tensor_overhead() * 8 + ggml_graph_overhead_custom(8, false),
                                    .mem_buffer = nullptr,
@@ -188,8 +222,12 @@ void Instance::k_shift(ggml_tensor* node) {
   const ggml_status status = ggml_backend_graph_compute(cpu_, graph);
   ggml_free(memory);
   if (status != GGML_STATUS_SUCCESS) {
-    throw Error(ErrorCode::kInvalidArgument, "ggml's CPU backend could not shift the K cache");
+    throw Error(ErrorCode::kInvalidArgument, std::string("ggml's CPU backend could not compute ") + node->name);
   }
+}
+
+void Instance::k_shift(ggml_tensor* node) {
+  compute_on_cpu(node);
   const std::shared_ptr<KvLayer> kv = find_layer(root_of(node));
   if (kv == nullptr) return;
   const std::lock_guard lock(kv->mutex);
@@ -198,7 +236,7 @@ void Instance::k_shift(ggml_tensor* node) {
   }
 }
 
-void Instance::flash_attn(const ggml_tensor* node) {
+void Instance::flash_attn(ggml_tensor* node) {
   const ggml_tensor* k = node->src[1];
   const std::shared_ptr<KvLayer> kv = find_layer(root_of(k));
   if (kv == nullptr) throw Error(ErrorCode::kInvalidArgument, "the K cache is not known any more");
@@ -217,7 +255,21 @@ void Instance::flash_attn(const ggml_tensor* node) {
   a.sink_logits = node->src[4] != nullptr ? static_cast<const float*>(node->src[4]->data) : nullptr;
   const std::lock_guard lock(kv->mutex);
   InstanceIndex* index = index_of(*kv);
+  if (a.q->ne[1] > kMaxQueryRows) {
+    compute_on_cpu(node);
+    for (int64_t stream = 0; stream < a.q->ne[3] && index != nullptr; ++stream) observe_prefill(a, stream, *index);
+    return;
+  }
   for (int64_t stream = 0; stream < a.q->ne[3]; ++stream) attend_stream(a, stream, index);
+}
+
+// Shows the last queries to the policy; each attended to all that it sees.
+void Instance::observe_prefill(const Attention& a, int64_t stream, InstanceIndex& index) {
+  LayerIndex& layer = *index.streams[a.first_stream + stream];
+  for (int64_t row = std::max<int64_t>(0, a.q->ne[1] - config_->settings.window); row < a.q->ne[1]; ++row) {
+    mask_.scan(a.mask_row(stream, row), a.k->ne[1]);
+    layer.state()->observe(a.query(stream, row), layer.newest_row(mask_.visible()));
+  }
 }
 
 void Instance::attend_stream(const Attention& a, int64_t stream, InstanceIndex* index) {
@@ -226,8 +278,12 @@ void Instance::attend_stream(const Attention& a, int64_t stream, InstanceIndex* 
   const int64_t num_queries = a.q->ne[1];
   is_prefill_.assign(static_cast<size_t>(num_queries), 0);
   if (num_queries > 1 && layer != nullptr) find_prefill_rows(a, stream, *layer, whole);
+  const bool observes = layer != nullptr && policy_info(config_->settings.kind).observes_prefill;
   for (int64_t row = 0; row < num_queries; ++row) {
     decode_row(a, stream, row, is_prefill_[row] != 0 ? nullptr : layer, whole);
+    if (is_prefill_[row] != 0 && observes) {
+      layer->state()->observe(a.query(stream, row), layer->newest_row(mask_.visible()));
+    }
   }
 }
 
@@ -256,14 +312,10 @@ void Instance::find_prefill_rows(const Attention& a, int64_t stream, LayerIndex&
 void Instance::decode_row(const Attention& a, int64_t stream, int64_t row, LayerIndex* index, const CacheView& cache) {
   mask_.scan(a.mask_row(stream, row), a.k->ne[1]);
   const VisibleRows& visible = mask_.visible();
-  const auto* q = static_cast<const std::byte*>(a.q->data) + row * a.q->nb[1] + stream * a.q->nb[3];
   auto* out = static_cast<std::byte*>(a.node->data) + row * a.node->nb[2] + stream * a.node->nb[3];
   bool known = false;
   DecodeStep step;
-  step.q = {.data = const_cast<float*>(reinterpret_cast<const float*>(q)),
-            .num_heads = a.q->ne[2],
-            .head_dim = a.q->ne[0],
-            .head_stride = static_cast<int64_t>(a.q->nb[2] / sizeof(float))};
+  step.q = a.query(stream, row);
   step.k = cache;
   step.k.num_rows = visible.num_rows;
   step.v = {.data = static_cast<std::byte*>(a.v->data) + stream * a.v->nb[3],
@@ -286,10 +338,19 @@ void Instance::decode_row(const Attention& a, int64_t stream, int64_t row, Layer
   const PolicySettings& settings = index != nullptr && !mask_.is_biased() ? config_->settings : dense_;
   if (is_sparse(settings, visible.num_visible)) {
     counters.rows_rebuilt += index->refresh(*context_, cache, visible);
-    step.forced = index->forced_rows(visible, settings.sinks, settings.recent);
+    step.forced = index->forced_rows(visible, settings.sinks, forced_recent(settings));
     step.index = index->view();
+    step.state = index->state();
+    step.ages = index->ages();
+    if (step.state != nullptr) step.row = index->newest_row(visible);
   }
+  RowSets kept;
+  if (the_probe().on) step.kept = &kept;
   const DecodeReport report = decode_step(*context_, settings, step);
+  if (kept.num_sets > 0) {
+    const std::lock_guard lock(the_probe().mutex);
+    the_probe().sums.add(*context_, a.kv->layer, step, kept);
+  }
   (report.sparse ? counters.sparse_calls : counters.dense_calls) += 1;
   counters.kv_bytes_read += report.kv_bytes;
   counters.index_bytes_read += report.index_bytes;
@@ -307,6 +368,21 @@ void read_stats(fasa_ggml_stats* out, bool reset) {
     const std::lock_guard lock(kv->mutex);
     out->index_bytes += kv->memory_bytes();
   }
+}
+
+void probe(bool on) {
+  const std::lock_guard lock(the_probe().mutex);
+  the_probe().sums.clear();
+  the_probe().on = on;
+}
+
+int64_t read_agreement(std::span<fasa_ggml_agreement> out) {
+  const std::lock_guard lock(the_probe().mutex);
+  const std::vector<HeadAgreement> heads = the_probe().sums.heads();
+  for (size_t i = 0; i < std::min(out.size(), heads.size()); ++i) {
+    out[i] = {heads[i].layer, heads[i].head, heads[i].queries, heads[i].agreement, heads[i].mass};
+  }
+  return static_cast<int64_t>(heads.size());
 }
 
 int64_t check_indices() {

@@ -5,6 +5,7 @@
 #include <ggml.h>
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "fasa/context.h"
@@ -26,7 +27,7 @@ class Instance {
   void set_num_threads(int num_threads);
   // Throws Error.
   void set_rows(const ggml_tensor* node);
-  void flash_attn(const ggml_tensor* node);
+  void flash_attn(ggml_tensor* node);
   void k_shift(ggml_tensor* node);
 
  private:
@@ -38,6 +39,9 @@ class Instance {
   // The profile of the layer if this instance runs it with an index, else null.
   const LayerProfile* indexed_layer(const KvLayer& kv) const;
   InstanceIndex* index_of(KvLayer& kv);
+  void compute_on_cpu(ggml_tensor* node);
+  void set_cpu_threads();
+  void observe_prefill(const Attention& a, int64_t stream, InstanceIndex& index);
   void attend_stream(const Attention& a, int64_t stream, InstanceIndex* index);
   void find_prefill_rows(const Attention& a, int64_t stream, LayerIndex& index, const CacheView& cache);
   void decode_row(const Attention& a, int64_t stream, int64_t row, LayerIndex* index, const CacheView& cache);
@@ -46,7 +50,7 @@ class Instance {
   PolicySettings dense_;
   int num_threads_ = 0;
   std::unique_ptr<Context> context_;
-  ggml_backend_t cpu_ = nullptr;
+  ggml_backend_t cpu_ = nullptr;  // for what is llama.cpp's to compute but ours to see
   std::vector<int64_t> ids_;
   std::vector<int64_t> stream_rows_;
   std::vector<uint8_t> is_prefill_;
@@ -56,6 +60,9 @@ class Instance {
 };
 
 void read_stats(fasa_ggml_stats* out, bool reset);
+// As fasa_ggml_probe_t and fasa_ggml_agreement_t.
+void probe(bool on);
+int64_t read_agreement(std::span<fasa_ggml_agreement> out);
 // Index rows of the process that do not follow from K: 0, unless there is a bug.
 int64_t check_indices();
 

@@ -153,7 +153,8 @@ KvLayer::KvLayer(const ggml_tensor* root, int layer_number)
       row_size(root->ne[0]),
       num_rows(root->ne[1]),
       num_streams(root->ne[2]),
-      buffer(root->buffer) {}
+      buffer(root->buffer),
+      config(current_config()) {}
 
 CacheView KvLayer::stream_cache(int64_t stream, int64_t num_heads) const {
   bool known = false;

@@ -13,6 +13,7 @@
 #include <optional>
 #include <vector>
 
+#include "integrations/ggml/config.h"
 #include "src/kv/layer_index.h"
 
 namespace fasa::ggml {
@@ -48,6 +49,7 @@ struct KvLayer {
   int64_t num_rows;  // of a stream
   int64_t num_streams;
   ggml_backend_buffer_t buffer;
+  std::shared_ptr<const Config> config;  // that held when the cache was first seen: its context's
 
   std::atomic<uint64_t> fingerprint{0};
   std::atomic<bool> has_fingerprint{false};

@@ -73,6 +73,11 @@ Profile random_profile(const std::string& gguf_path, uint64_t seed) {
       std::vector<float>& values = layer.measures["variance"];
       values.resize(static_cast<size_t>(layer.num_q_heads * num_fcs(layer.rope)));
       std::ranges::generate(values, [&] { return measure(random); });
+      const auto head_dim = static_cast<size_t>(layer.rope.head_dim);
+      layer.channels["abs_qk"].resize(heads * head_dim);
+      std::ranges::generate(layer.channels["abs_qk"], [&] { return measure(random); });
+      layer.bases["pca_post"].resize(kv_heads * head_dim / 2 * head_dim);
+      std::ranges::generate(layer.bases["pca_post"], [&] { return measure(random) - 0.5F; });
     }
     profile.layers.push_back(std::move(layer));
   }

@@ -23,6 +23,10 @@ inline Profile example_profile() {
       std::vector<float>& values = layer.measures[name];
       for (int i = 0; i < 16; ++i) values.push_back(static_cast<float>((i * 7 + l) % 16) / 7.0F);
     }
+    if (!layer.sliding_window) {
+      for (int i = 0; i < 32; ++i) layer.channels["abs_qk"].push_back(static_cast<float>((i * 5 + l) % 32) / 9.0F);
+      for (int i = 0; i < 2 * 3 * 8; ++i) layer.bases["pca_post"].push_back(static_cast<float>(i % 7 - 3) / 11.0F);
+    }
     profile.layers.push_back(layer);
   }
   return profile;

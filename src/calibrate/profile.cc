@@ -54,7 +54,27 @@ std::string layer_problem(const LayerProfile& layer) {
       }
     }
   }
-  if (layer.sliding_window && !layer.measures.empty()) {
+  for (const auto& [name, values] : layer.channels) {
+    const auto channels = static_cast<size_t>(layer.num_q_heads) * static_cast<size_t>(layer.rope.head_dim);
+    if (values.size() != channels) {
+      return problem(fmt::format("{} channel values of '{}' where its heads make {}", values.size(), name, channels));
+    }
+    if (!std::ranges::all_of(values, [](float v) { return std::isfinite(v) && v >= 0; })) {
+      return problem(fmt::format("a channel value of '{}' that is negative or not finite", name));
+    }
+  }
+  for (const auto& [name, values] : layer.bases) {
+    const auto axis = static_cast<size_t>(layer.num_kv_heads) * static_cast<size_t>(layer.rope.head_dim);
+    if (values.empty() || values.size() % axis != 0 ||
+        values.size() / axis > static_cast<size_t>(layer.rope.head_dim)) {
+      return problem(fmt::format("a basis '{}' of {} values, not 1 to {} axes for each KV head", name, values.size(),
+                                 layer.rope.head_dim));
+    }
+    if (!std::ranges::all_of(values, [](float v) { return std::isfinite(v); })) {
+      return problem(fmt::format("a value of the basis '{}' that is not finite", name));
+    }
+  }
+  if (layer.sliding_window && !(layer.measures.empty() && layer.channels.empty() && layer.bases.empty())) {
     return problem("measures though it is a sliding-window layer");
   }
   if (!layer.sliding_window && layer.measures.empty()) return problem("no measures");

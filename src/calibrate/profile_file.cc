@@ -22,7 +22,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kFormatName = "fasa-profile";
-constexpr int kMaxDepth = 8;         // the format needs 6
+constexpr int kMaxDepth = 8;         // the format needs 7
 constexpr size_t kMaxText = 4096;    // of a name or a provenance value
 constexpr size_t kMaxMeasures = 64;  // of a layer
 constexpr size_t kMaxProvenance = 256;
@@ -163,31 +163,60 @@ class Reader {
   }
 
   void read_measures(const Json& json, const std::string& where, LayerProfile& layer) const {
-    const Json& measures = field(json, "measures", where);
-    if (!measures.is_object()) fail(path(where, "measures") + " is not an object");
-    if (measures.size() > kMaxMeasures) fail(path(where, "measures") + " has too many entries");
-    for (const auto& [name, heads] : measures.items()) {
-      if (name.empty() || name.size() > 64) {
-        fail(fmt::format("a measure of {} has a name that is empty or too long", where));
+    const auto heads = static_cast<size_t>(layer.num_q_heads);
+    read_tables(field(json, "measures", where), path(where, "measures"), heads, "query head", layer.measures);
+    if (const auto at = json.find("channels"); at != json.end()) {
+      read_tables(*at, path(where, "channels"), heads, "query head", layer.channels);
+    }
+    const auto at = json.find("bases");
+    if (at == json.end()) return;
+    const std::string in = path(where, "bases");
+    if (!at->is_object()) fail(in + " is not an object");
+    if (at->size() > kMaxMeasures) fail(in + " has too many entries");
+    for (const auto& [name, kv_heads] : at->items()) {
+      check_name(name, in);
+      const std::string of = path(in, name.c_str());
+      if (!kv_heads.is_array() || kv_heads.size() != static_cast<size_t>(layer.num_kv_heads)) {
+        fail(fmt::format("{} is not an array of its {} KV heads", of, layer.num_kv_heads));
       }
+      for (const Json& axes : kv_heads) {
+        if (!axes.is_array() || axes.empty()) fail(of + " has a KV head that is not an array of axes");
+        if (axes.size() != kv_heads.front().size()) fail(of + " has KV heads with unequal numbers of axes");
+        read_rows(axes, of, "axis", kv_heads.front().front().size(), layer.bases[name]);
+      }
+    }
+  }
+
+  // name -> an array of `heads` arrays of numbers, all of one length.
+  void read_tables(const Json& tables, const std::string& where, size_t heads, const char* what,
+                   std::map<std::string, std::vector<float>>& to) const {
+    if (!tables.is_object()) fail(where + " is not an object");
+    if (tables.size() > kMaxMeasures) fail(where + " has too many entries");
+    for (const auto& [name, rows] : tables.items()) {
+      check_name(name, where);
       const std::string in = path(where, name.c_str());
-      if (!heads.is_array() || heads.size() != static_cast<size_t>(layer.num_q_heads)) {
-        fail(fmt::format("{} is not an array of its {} query heads", in, layer.num_q_heads));
+      if (!rows.is_array() || rows.size() != heads) {
+        fail(fmt::format("{} is not an array of its {} {}s", in, heads, what));
       }
-      std::vector<float>& values = layer.measures[name];
-      for (const Json& head : heads) {
-        if (!head.is_array()) fail(in + " has a query head that is not an array");
-        // Their sum is checked against the FCs later; too short and too long must not make up for
-        // each other.
-        if (head.size() != heads.front().size()) fail(in + " has query heads of unequal length");
-        for (const Json& number : head) {
-          if (!number.is_number()) fail(in + " has a value that is not a number");
-          const double value = number.get<double>();
-          if (!(std::fabs(value) <= std::numeric_limits<float>::max())) {
-            fail(in + " has a number that is out of range");
-          }
-          values.push_back(static_cast<float>(value));
-        }
+      // Their sum is checked against the layer later; too short and too long must not make up for each other.
+      read_rows(rows, in, what, rows.front().size(), to[name]);
+    }
+  }
+
+  void check_name(const std::string& name, const std::string& where) const {
+    if (name.empty() || name.size() > 64) fail(fmt::format("{} has a name that is empty or too long", where));
+  }
+
+  void read_rows(const Json& rows, const std::string& in, const char* what, size_t length,
+                 std::vector<float>& values) const {
+    for (const Json& row : rows) {
+      if (!row.is_array()) fail(fmt::format("{} has a {} that is not an array", in, what));
+      if (row.size() != length) fail(fmt::format("{} has a {} of another length", in, what));
+      for (const Json& number : row) {
+        if (!number.is_number()) fail(in + " has a value that is not a number");
+        const double value = number.get<double>();
+        if (!(std::fabs(value) <= std::numeric_limits<float>::max())) fail(in + " has a number that is out of range");
+        values.push_back(static_cast<float>(value));
       }
     }
   }
@@ -197,21 +226,42 @@ class Reader {
 
 std::string quoted(const std::string& text) { return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace); }
 
-void append_measures(const LayerProfile& layer, std::string& out) {
-  const size_t fcs = static_cast<size_t>(num_fcs(layer.rope));
-  out += "\"measures\": {";
+// The rows form `num_groups` arrays; 0: there is no such level.
+void append_table(const std::string& key, const std::map<std::string, std::vector<float>>& tables, size_t row_length,
+                  size_t num_groups, std::string& out) {
+  out += fmt::format("\"{}\": {{", key);
   bool first = true;
-  for (const auto& [name, values] : layer.measures) {
-    out += fmt::format("{}\n      {}: [", first ? "" : ",", quoted(name));
+  for (const auto& [name, values] : tables) {
+    const size_t per_group = num_groups == 0 ? 0 : values.size() / num_groups;
+    out += fmt::format("{}\n      {}: [{}", first ? "" : ",", quoted(name), per_group == 0 ? "" : "[");
     first = false;
     for (size_t i = 0; i < values.size(); ++i) {
-      if (i % fcs == 0) out += i == 0 ? "[" : "],\n        [";
+      if (i == 0) {
+        out += "[";
+      } else if (per_group != 0 && i % per_group == 0) {
+        out += "]],\n        [[";
+      } else if (i % row_length == 0) {
+        out += "],\n        [";
+      }
       // 6 digits survive a round trip through float, so that saving again gives the same bytes.
-      out += fmt::format("{}{:.6g}", i % fcs == 0 ? "" : ",", values[i]);
+      out += fmt::format("{}{:.6g}", i % row_length == 0 ? "" : ",", values[i]);
     }
-    out += "]]";
+    out += per_group == 0 ? "]]" : "]]]";
   }
   out += "}";
+}
+
+void append_measures(const LayerProfile& layer, std::string& out) {
+  const auto head_dim = static_cast<size_t>(layer.rope.head_dim);
+  append_table("measures", layer.measures, static_cast<size_t>(num_fcs(layer.rope)), 0, out);
+  if (!layer.channels.empty()) {
+    out += ",\n    ";
+    append_table("channels", layer.channels, head_dim, 0, out);
+  }
+  if (!layer.bases.empty()) {
+    out += ",\n    ";
+    append_table("bases", layer.bases, head_dim, static_cast<size_t>(layer.num_kv_heads), out);
+  }
 }
 
 // Why a system call on `path` failed.

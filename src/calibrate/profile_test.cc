@@ -69,11 +69,14 @@ TEST(ProfileText, RoundTripKeepsEverythingAndIsStable) {
     EXPECT_EQ(a.num_kv_heads, b.num_kv_heads);
     EXPECT_EQ(a.sliding_window, b.sliding_window);
     EXPECT_EQ(a.rope, b.rope);
-    ASSERT_EQ(a.measures.size(), b.measures.size());
-    for (const auto& [name, values] : a.measures) {
-      ASSERT_EQ(values.size(), b.measures.at(name).size());
-      for (size_t j = 0; j < values.size(); ++j) {
-        EXPECT_NEAR(values[j], b.measures.at(name)[j], 5e-6F * std::fabs(values[j]));
+    for (const auto& [mine, theirs] :
+         {std::pair{&a.measures, &b.measures}, std::pair{&a.channels, &b.channels}, std::pair{&a.bases, &b.bases}}) {
+      ASSERT_EQ(mine->size(), theirs->size());
+      for (const auto& [name, values] : *mine) {
+        ASSERT_EQ(values.size(), theirs->at(name).size());
+        for (size_t j = 0; j < values.size(); ++j) {
+          EXPECT_NEAR(values[j], theirs->at(name)[j], 5e-6F * std::fabs(values[j]));
+        }
       }
     }
   }
@@ -171,7 +174,7 @@ TEST(ProfileText, RefusesEachBadFileInOneSentence) {
       {"zero heads", swap("\"num_q_heads\": 4", "\"num_q_heads\": 0"), "\"num_q_heads\" of layers[0] is outside"},
       {"heads that overflow", swap("\"num_q_heads\": 4", "\"num_q_heads\": 4294967300"),
        "\"num_q_heads\" of layers[0] is outside"},
-      {"heads no multiple", swap("\"num_kv_heads\": 2", "\"num_kv_heads\": 3"), "4 query heads and 3 KV heads"},
+      {"heads no multiple", swap("\"num_kv_heads\": 2", "\"num_kv_heads\": 3"), "3 KV heads"},
       {"head_dim that overflows", swap("\"head_dim\": 8", "\"head_dim\": 2147483648"),
        "\"head_dim\" of the rope of layers[0] is outside"},
       {"more rotary than head", swap("\"rotary_dim\": 6", "\"rotary_dim\": 10"), "layer 0 has a bad rope"},
@@ -191,7 +194,13 @@ TEST(ProfileText, RefusesEachBadFileInOneSentence) {
       {"a missing measure", swap("\"ca256\"", "\"ca64\""), "lacks the measure"},
       {"measures array", swap("\"measures\": {}", "\"measures\": []"), "is not an object"},
       {"flat measure", swap("\"ca256\": [[", "\"ca256\": [1,["), "query heads"},
-      {"uneven heads", swap("\"ca256\": [[0,", "\"ca256\": [["), "unequal length"},
+      {"uneven heads", swap("\"ca256\": [[0,", "\"ca256\": [["), "another length"},
+      {"channels array", swap("\"channels\": {", "\"channels\": [], \"x\": {"), "is not an object"},
+      {"one channel less", swap("\"abs_qk\": [[0,", "\"abs_qk\": [["), "another length"},
+      {"negative channel", swap("\"abs_qk\": [[0,", "\"abs_qk\": [[-1,"), "negative or not finite"},
+      {"no axes", swap("\"pca_post\": [[[", "\"pca_post\": [1, [["), "2 KV heads"},
+      {"uneven axes", swap("\"pca_post\": [[[-0.272727,", "\"pca_post\": [[["), "axis of another length"},
+      {"text in an axis", swap("\"pca_post\": [[[-0.272727,", "\"pca_post\": [[[\"a\","), "not a number"},
       {"NaN", swap("\"ca256\": [[0,", "\"ca256\": [[NaN,"), "it is not valid JSON at byte"},
       {"null", swap("\"ca256\": [[0,", "\"ca256\": [[null,"), "is not a number"},
       {"negative", swap("\"ca256\": [[0,", "\"ca256\": [[-1,"), "negative or not finite"},
@@ -219,6 +228,10 @@ TEST(ProfileText, RefusesToWriteAnInvalidProfile) {
   EXPECT_NE(write([](Profile& p) { p.layers[0].measures["ca256"][3] = NAN; }).find("not finite"), std::string::npos);
   EXPECT_NE(write([](Profile& p) { p.layers[0].measures["ca256"].pop_back(); }).find("15 values"), std::string::npos);
   EXPECT_NE(write([](Profile& p) { p.layers.clear(); }).find("no layers"), std::string::npos);
+  EXPECT_NE(write([](Profile& p) { p.layers[0].channels["abs_qk"].pop_back(); }).find("31 channel values"),
+            std::string::npos);
+  EXPECT_NE(write([](Profile& p) { p.layers[0].bases["pca_post"].resize(17); }).find("axes"), std::string::npos);
+  EXPECT_NE(write([](Profile& p) { p.layers[0].bases["pca_post"][0] = NAN; }).find("not finite"), std::string::npos);
 }
 
 TEST(ProfileText, ReplacesNamesThatAreNotUtf8) {

@@ -58,6 +58,7 @@ LayerStatistics::LayerStatistics(int32_t num_q_heads, int32_t num_kv_heads, cons
                             num_q_heads, num_kv_heads));
   }
   sums_.resize(static_cast<size_t>(num_q_heads) * num_fcs_ * criteria().size());
+  channel_sums_.resize(static_cast<size_t>(num_q_heads) * static_cast<size_t>(rope.head_dim));
 }
 
 void LayerStatistics::check_arguments(const CacheView& k, std::span<const QuerySample> queries) const {
@@ -101,6 +102,7 @@ void LayerStatistics::add(Context& context, const CacheView& k, std::span<const 
     work.keys = keys.data() + kv_head_of(q_head, num_q_heads_, num_kv_heads_) * head_size;
     for (const QuerySample& query : queries) {
       if (!add_head(work, query, q_head)) finite = false;
+      add_channels(work, query, q_head);
     }
   });
   if (!finite) {
@@ -169,6 +171,35 @@ bool LayerStatistics::add_head(Work& work, const QuerySample& query, int64_t q_h
     }
   }
   return true;
+}
+
+void LayerStatistics::add_channels(const Work& work, const QuerySample& query, int64_t q_head) {
+  constexpr int64_t kLanes = 8;  // a fixed order of summation that SIMD can follow
+  const int64_t rows = query.num_rows;
+  for (int32_t fc = 0; fc < num_fcs_; ++fc) {
+    const DimPair pair = fc_dims(rope_, fc);
+    for (const int32_t second : {0, 1}) {
+      const float* k = work.keys + (2 * fc + second) * work.stride;
+      float lane[kLanes] = {};
+      for (int64_t t = 0; t + kLanes <= rows; t += kLanes) {
+        for (int64_t i = 0; i < kLanes; ++i) lane[i] += std::abs(k[t + i]);
+      }
+      double sum = 0;
+      for (int64_t t = rows / kLanes * kLanes; t < rows; ++t) sum += static_cast<double>(std::abs(k[t]));
+      for (const float l : lane) sum += static_cast<double>(l);
+      const int32_t c = second == 0 ? pair.first : pair.second;
+      channel_sums_[q_head * rope_.head_dim + c] +=
+          static_cast<double>(std::abs(query.q.at(q_head)[c])) * sum / static_cast<double>(rows);
+    }
+  }
+}
+
+std::map<std::string, std::vector<float>> LayerStatistics::channels() const {
+  std::map<std::string, std::vector<float>> result;
+  if (num_queries_ == 0) return result;
+  std::vector<float>& values = result["abs_qk"];
+  for (const double sum : channel_sums_) values.push_back(static_cast<float>(sum / static_cast<double>(num_queries_)));
+  return result;
 }
 
 std::map<std::string, std::vector<float>> LayerStatistics::measures() const {

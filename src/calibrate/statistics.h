@@ -64,6 +64,8 @@ class LayerStatistics {
 
   // Only criteria that counted at least one query.
   std::map<std::string, std::vector<float>> measures() const;
+  // "abs_qk" -> [num_q_heads][head_dim]: mean over queries and their rows of |q_c k_c|. Empty without queries.
+  std::map<std::string, std::vector<float>> channels() const;
   int64_t num_queries() const { return num_queries_; }
 
  private:
@@ -74,6 +76,7 @@ class LayerStatistics {
   struct Work;
   void check_arguments(const CacheView& k, std::span<const QuerySample> queries) const;
   bool add_head(Work& work, const QuerySample& query, int64_t q_head);
+  void add_channels(const Work& work, const QuerySample& query, int64_t q_head);
 
   int32_t num_q_heads_;
   int32_t num_kv_heads_;
@@ -81,7 +84,8 @@ class LayerStatistics {
   int32_t num_fcs_;
   StatisticsSettings settings_;
   int64_t num_queries_ = 0;
-  std::vector<Sum> sums_;  // [num_q_heads][num_fcs][criteria]
+  std::vector<Sum> sums_;             // [num_q_heads][num_fcs][criteria]
+  std::vector<double> channel_sums_;  // [num_q_heads][head_dim]
 };
 
 }  // namespace fasa::calibrate

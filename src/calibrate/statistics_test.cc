@@ -10,6 +10,7 @@
 #include <random>
 
 #include "fasa/error.h"
+#include "src/calibrate/principal_components.h"
 #include "src/calibrate/top_sets.h"
 
 namespace fasa::calibrate {
@@ -266,6 +267,85 @@ TEST(Statistics, RefusesWrongShapesAndScoresThatAreNotFinite) {
   EXPECT_THROW(LayerStatistics(3, 2, d.rope), Error);
   d.k[77] = NAN;
   EXPECT_THROW(statistics.add(context, d.cache(), {&good, 1}), Error);
+}
+
+TEST(Statistics, ChannelMeans) {
+  Data d({RopeLayout::kHalf, 8, 8, 10000.0}, 4, 2, 50, 3);
+  LayerStatistics statistics(4, 2, d.rope);
+  EXPECT_TRUE(statistics.channels().empty());
+  Context context(make_thread_executor(2));
+  statistics.add(context, d.cache(), std::vector<QuerySample>{{d.heads(), 50}, {d.heads(), 31}});
+  const std::vector<float> means = statistics.channels().at("abs_qk");
+  ASSERT_EQ(means.size(), 32U);
+  for (int64_t head = 0; head < 4; ++head) {
+    for (int64_t c = 0; c < 8; ++c) {
+      double mean = 0;
+      for (const int64_t rows : {50, 31}) {
+        for (int64_t t = 0; t < rows; ++t) {
+          const float product = d.q[head * 8 + c] * d.k[(t * 2 + head / 2) * 8 + c];
+          mean += static_cast<double>(std::abs(product)) / static_cast<double>(rows) / 2;
+        }
+      }
+      EXPECT_NEAR(means[head * 8 + c], mean, 1e-5 * mean);
+    }
+  }
+}
+
+TEST(PrincipalComponents, EigenvectorsOfASymmetricMatrix) {
+  std::mt19937 random(5);
+  std::normal_distribution<double> normal;
+  for (const int64_t n : {1, 2, 7, 64}) {
+    std::vector<double> a(static_cast<size_t>(n * n));
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j <= i; ++j) a[i * n + j] = a[j * n + i] = normal(random);
+    }
+    const std::vector<double> v = eigenvectors(a, n);
+    double last = INFINITY;
+    for (int64_t i = 0; i < n; ++i) {
+      std::vector<double> av(static_cast<size_t>(n), 0.0);
+      double value = 0;
+      for (int64_t r = 0; r < n; ++r) {
+        for (int64_t c = 0; c < n; ++c) av[r] += a[r * n + c] * v[i * n + c];
+        value += v[i * n + r] * av[r];
+      }
+      EXPECT_LE(value, last + 1e-9);
+      last = value;
+      for (int64_t r = 0; r < n; ++r) EXPECT_NEAR(av[r], value * v[i * n + r], 1e-9) << n << " " << i;
+      for (int64_t j = 0; j < i; ++j) {
+        double dot = 0;
+        for (int64_t c = 0; c < n; ++c) dot += v[i * n + c] * v[j * n + c];
+        EXPECT_NEAR(dot, 0, 1e-9);
+      }
+    }
+  }
+}
+
+// Keys that vary along one direction before RoPE: it is the first component, and RoPE smears it.
+TEST(PrincipalComponents, FindTheDirectionBeforeRope) {
+  const RopeSpec rope{RopeLayout::kInterleaved, 8, 8, 100.0};
+  Data d(rope, 1, 1, 2000, 6);
+  const std::vector<float> direction = {0.5F, 0, 0, -0.5F, 0.5F, 0, 0.5F, 0};
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  for (int64_t t = 0; t < d.rows; ++t) {
+    float* key = &d.k[t * 8];
+    const float along = 3 * normal(random);
+    for (int64_t c = 0; c < 8; ++c) key[c] = along * direction[c] + 0.1F * normal(random);
+    rope_rotate(rope, static_cast<double>(t), key);
+  }
+  PrincipalComponents components(1, rope);
+  EXPECT_TRUE(components.bases(4).empty());
+  Context context(make_serial_executor());
+  components.add(context, d.cache(), d.rows);
+  const auto bases = components.bases(4);
+  ASSERT_EQ(bases.at("pca_pre").size(), 32U);
+  const auto along = [&](const std::vector<float>& basis) {
+    float dot = 0;
+    for (int64_t c = 0; c < 8; ++c) dot += basis[c] * direction[c];
+    return std::abs(dot);
+  };
+  EXPECT_GT(along(bases.at("pca_pre")), 0.99F);
+  EXPECT_LT(along(bases.at("pca_post")), 0.95F);
 }
 
 }  // namespace

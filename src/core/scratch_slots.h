@@ -6,8 +6,8 @@ namespace fasa {
 enum ScratchSlot : int {
   kSlotScores = 0,  // policy: f32 [num_q_heads, num_rows]
   kSlotRows,        // policy: i32 [num_q_heads, budget]
-  kSlotBias,        // policy: f32 [num_rows]
-  kSlotForced,      // policy: i32 [budget]
+  kSlotPolicy,      // policy: what one policy needs of its own
+  kSlotObserve,     // policy: logits of observed queries
   kSlotScore,       // ops/score
   kSlotSelect,      // ops/select
   kSlotAttend,      // ops/attend: partial results

@@ -30,17 +30,29 @@ bool is_visible(const VisibleRows& visible, int64_t row) { return visible.mask =
 
 void LayerIndex::Free::operator()(std::byte* data) const { std::free(data); }
 
-LayerIndex::LayerIndex(const IndexShape& shape, std::vector<int16_t> dims)
-    : shape_(shape),
-      dims_(std::move(dims)),
-      data_(allocate_zeroed(shape.total_bytes())),
-      valid_(static_cast<size_t>(shape.num_rows), 0),
-      stamps_(static_cast<size_t>(shape.num_rows)),
-      last_stamp_(static_cast<uint32_t>(shape.num_rows)),
-      ordered_prefix_(shape.num_rows) {
+LayerIndex::LayerIndex(IndexContent content, std::unique_ptr<RowState> state)
+    : content_(std::move(content)),
+      state_(std::move(state)),
+      data_(allocate_zeroed(content_.shape.total_bytes())),
+      valid_(static_cast<size_t>(num_rows()), 0),
+      stamps_(static_cast<size_t>(num_rows())),
+      last_stamp_(static_cast<uint32_t>(num_rows())),
+      ordered_prefix_(num_rows()) {
   std::iota(stamps_.begin(), stamps_.end(), 1U);
-  assert(static_cast<int64_t>(dims_.size()) == shape.num_planes * shape.num_fcs * 2);
-  visible_rows_.reserve(static_cast<size_t>(shape.num_rows));
+  assert(!content_.basis.empty() ||
+         static_cast<int64_t>(content_.dims.size()) == content_.shape.num_planes * content_.shape.num_fcs * 2);
+  visible_rows_.reserve(static_cast<size_t>(num_rows()));
+}
+
+IndexView LayerIndex::view() const {
+  IndexView view;
+  view.shape = content_.shape;
+  if (content_.shape.num_planes == 0) return view;
+  view.data = data_.get();
+  view.dims = content_.dims.data();
+  if (!content_.basis.empty()) view.basis = content_.basis.data();
+  if (!content_.weights.empty()) view.weights = content_.weights.data();
+  return view;
 }
 
 void LayerIndex::stamp(int64_t row) {
@@ -61,18 +73,25 @@ void LayerIndex::append(Context& context, const CacheView& src, std::span<const 
   for (const int64_t row : rows) {
     valid_[row] = 1;
     stamp(row);
+    if (state_ != nullptr) state_->replaced(row, 1);
   }
   while (valid_prefix_ < num_rows() && valid_[valid_prefix_] != 0) ++valid_prefix_;
 }
 
-void LayerIndex::invalidate(int64_t first, int64_t count) {
+void LayerIndex::forget(int64_t first, int64_t count) {
   if (count <= 0) return;
   std::fill_n(valid_.begin() + first, count, uint8_t{0});
   valid_prefix_ = std::min(valid_prefix_, first);
 }
 
+void LayerIndex::invalidate(int64_t first, int64_t count) {
+  forget(first, count);
+  if (state_ != nullptr) state_->shifted(first, count);
+}
+
 void LayerIndex::replaced(int64_t first, int64_t count) {
-  invalidate(first, count);
+  forget(first, count);
+  if (state_ != nullptr) state_->replaced(first, count);
   for (int64_t row = first; row < first + count; ++row) stamp(row);
 }
 
@@ -139,27 +158,29 @@ int64_t LayerIndex::newest_row(const VisibleRows& visible) const {
 }
 
 int64_t LayerIndex::count_stale_rows(Context& context, const CacheView& cache) const {
-  LayerIndex fresh(shape_, dims_);
+  const IndexShape& shape = content_.shape;
+  int64_t stale = state_ == nullptr ? 0 : state_->count_stale(cache);
+  if (shape.num_planes == 0) return stale;
+  LayerIndex fresh(content_);
   std::vector<int64_t> rows;
   for (int64_t row = 0; row < num_rows(); ++row) {
     if (is_valid(row)) rows.push_back(row);
   }
-  if (rows.empty()) return 0;
+  if (rows.empty()) return stale;
   ops::append(context, {.src = {}, .rows = rows, .cache = cache, .index = fresh.view()});
-  const int64_t value_bytes = shape_.fc_bytes() / kIndexBlock;  // both dims of a row
-  const bool scaled = shape_.type != IndexType::kF16;
-  int64_t stale = 0;
+  const int64_t value_bytes = shape.fc_bytes() / kIndexBlock;  // both dims of a row
+  const bool scaled = shape.type != IndexType::kF16;
   for (const int64_t row : rows) {
     bool same = true;
-    for (int64_t plane = 0; plane < shape_.num_planes; ++plane) {
+    for (int64_t plane = 0; plane < shape.num_planes; ++plane) {
       const std::byte* mine = view().block(plane, row / kIndexBlock);
       const std::byte* theirs = fresh.view().block(plane, row / kIndexBlock);
       const int64_t in_block = row % kIndexBlock;
-      for (int64_t fc = 0; fc < shape_.num_fcs; ++fc) {
-        const int64_t at = fc * shape_.fc_bytes() + in_block * value_bytes;
+      for (int64_t fc = 0; fc < shape.num_fcs; ++fc) {
+        const int64_t at = fc * shape.fc_bytes() + in_block * value_bytes;
         same &= std::memcmp(mine + at, theirs + at, static_cast<size_t>(value_bytes)) == 0;
       }
-      const int64_t scale_at = shape_.num_fcs * shape_.fc_bytes() + in_block * 2;
+      const int64_t scale_at = shape.num_fcs * shape.fc_bytes() + in_block * 2;
       if (scaled) same &= std::memcmp(mine + scale_at, theirs + scale_at, 2) == 0;
     }
     stale += same ? 0 : 1;
@@ -168,7 +189,9 @@ int64_t LayerIndex::count_stale_rows(Context& context, const CacheView& cache) c
 }
 
 int64_t LayerIndex::memory_bytes() const {
-  return shape_.total_bytes() + static_cast<int64_t>(dims_.size() * sizeof(int16_t)) +
+  return content_.shape.total_bytes() + (state_ == nullptr ? 0 : state_->memory_bytes()) +
+         static_cast<int64_t>(content_.dims.size() * sizeof(int16_t) +
+                              (content_.basis.size() + content_.weights.size()) * sizeof(float)) +
          num_rows() * static_cast<int64_t>(sizeof(uint8_t) + sizeof(uint32_t)) +
          static_cast<int64_t>(rebuild_.capacity() * sizeof(int64_t) +
                               (visible_rows_.capacity() + forced_.capacity()) * sizeof(int32_t));

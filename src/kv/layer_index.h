@@ -14,6 +14,7 @@
 #include "fasa/context.h"
 #include "fasa/index.h"
 #include "fasa/tensor.h"
+#include "src/kv/row_state.h"
 
 namespace fasa {
 
@@ -24,10 +25,18 @@ struct VisibleRows {
   const uint8_t* mask = nullptr;  // [num_rows], or null: every one of them is visible
 };
 
+// What an index holds; the fields are IndexView's.
+struct IndexContent {
+  IndexShape shape;  // num_planes 0: no index, only the age of rows is kept
+  std::vector<int16_t> dims;
+  std::vector<float> basis;
+  std::vector<float> weights;
+};
+
 class LayerIndex {
  public:
-  // `dims` as IndexView::dims: [num_planes][num_fcs][2].
-  LayerIndex(const IndexShape& shape, std::vector<int16_t> dims);
+  // `state` (or null) is told what happens to the rows.
+  explicit LayerIndex(IndexContent content, std::unique_ptr<RowState> state = nullptr);
 
   // cache[rows[i]] = src[i], with the index rows; the rows become the newest, in the order given.
   // src.data null: the caller wrote the cache already.
@@ -52,8 +61,11 @@ class LayerIndex {
   // Valid rows whose index bytes differ from what K gives: 0, unless there is a bug.
   int64_t count_stale_rows(Context& context, const CacheView& cache) const;
 
-  IndexView view() const { return {data_.get(), shape_, dims_.data()}; }
-  int64_t num_rows() const { return shape_.num_rows; }
+  IndexView view() const;  // data null: no index
+  RowState* state() const { return state_.get(); }
+  // [num_rows], greater is newer.
+  const uint32_t* ages() const { return stamps_.data(); }
+  int64_t num_rows() const { return content_.shape.num_rows; }
   bool is_valid(int64_t row) const { return valid_[row] != 0; }
   int64_t memory_bytes() const;
 
@@ -63,10 +75,11 @@ class LayerIndex {
   };
 
   void stamp(int64_t row);
+  void forget(int64_t first, int64_t count);
   bool in_age_order(const VisibleRows& visible) const;
 
-  IndexShape shape_;
-  std::vector<int16_t> dims_;
+  IndexContent content_;
+  std::unique_ptr<RowState> state_;
   std::unique_ptr<std::byte, Free> data_;
   std::vector<uint8_t> valid_;
   std::vector<uint32_t> stamps_;  // distinct; at first in row order

@@ -1,29 +1,18 @@
 #include "src/policy/decode_step.h"
 
 #include <algorithm>
-#include <array>
 #include <cassert>
 
+#include "src/core/math_util.h"
 #include "src/core/scratch_slots.h"
 #include "src/ops/attend/attend.h"
 #include "src/ops/select/select.h"
 
 namespace fasa {
-namespace {
-
-constexpr std::array kPolicies = {
-    Policy{PolicyKind::kFull, "full", false, decode_full},
-    Policy{PolicyKind::kFasa, "fasa", true, decode_fasa},
-    Policy{PolicyKind::kOracle, "oracle", false, decode_oracle},
-};
-
-}  // namespace
-
-std::span<const Policy> policies() { return kPolicies; }
 
 const Policy& find_policy(PolicyKind kind) {
-  const auto found = std::ranges::find(kPolicies, kind, &Policy::kind);
-  assert(found != kPolicies.end());
+  const auto found = std::ranges::find(policies(), kind, [](const Policy& p) { return p.info.kind; });
+  assert(found != policies().end());
   return *found;
 }
 
@@ -33,7 +22,7 @@ DecodeReport decode_step(Context& context, const PolicySettings& settings, const
 }
 
 float* score_scratch(Context& context, int64_t num_sets, int64_t num_rows, int64_t* stride) {
-  *stride = (num_rows + kIndexBlock - 1) / kIndexBlock * kIndexBlock;
+  *stride = round_up(num_rows, kIndexBlock);
   return static_cast<float*>(
       context.shared_scratch(kSlotScores, static_cast<size_t>(num_sets * *stride) * sizeof(float)));
 }
@@ -42,8 +31,8 @@ int64_t num_selections(const PolicySettings& settings, const DecodeStep& step) {
   return settings.share_tokens ? step.k.num_heads : step.q.num_heads;
 }
 
-DecodeReport attend_selected(Context& context, const PolicySettings& settings, const DecodeStep& step,
-                             const float* scores, int64_t stride) {
+RowSets select_rows(Context& context, const PolicySettings& settings, const DecodeStep& step, const float* scores,
+                    int64_t stride) {
   const int64_t num_sets = num_selections(settings, step);
   const int64_t counts_bytes = num_sets * static_cast<int64_t>(sizeof(int64_t));
   const int64_t rows_bytes = num_sets * settings.budget * static_cast<int64_t>(sizeof(int32_t));
@@ -60,6 +49,15 @@ DecodeReport attend_selected(Context& context, const PolicySettings& settings, c
                         .forced = step.forced,
                         .rows = rows,
                         .num_kept = num_kept});
+  return {rows, settings.budget, num_kept, num_sets};
+}
+
+DecodeReport attend_selected(Context& context, const PolicySettings& settings, const DecodeStep& step,
+                             const float* scores, int64_t stride) {
+  return attend_rows(context, step, select_rows(context, settings, step, scores, stride));
+}
+
+DecodeReport attend_rows(Context& context, const DecodeStep& step, const RowSets& sets, const AttendOutputs& outputs) {
   ops::AttendArgs attend;
   attend.q = step.q;
   attend.k = step.k;
@@ -67,16 +65,18 @@ DecodeReport attend_selected(Context& context, const PolicySettings& settings, c
   attend.scale = step.scale;
   attend.softcap = step.softcap;
   attend.sink_logits = step.sink_logits;
-  attend.rows = rows;
-  attend.rows_stride = settings.budget;
-  attend.num_kept = num_kept;
-  attend.num_sets = num_sets;
+  attend.rows = sets.rows;
+  attend.rows_stride = sets.stride;
+  attend.num_kept = sets.counts;
+  attend.num_sets = sets.num_sets;
   attend.out = step.out;
+  attend.lse = outputs.lse;
+  attend.logits = outputs.logits;
   ops::attend(context, attend);
+  if (step.kept != nullptr) *step.kept = sets;
 
   DecodeReport report{.sparse = true};
-  const int64_t row_bytes = dtype_bytes(step.k.dtype, step.k.head_dim) + dtype_bytes(step.v.dtype, step.v.head_dim);
-  for (int64_t set = 0; set < num_sets; ++set) report.kv_bytes += num_kept[set] * row_bytes;
+  for (int64_t set = 0; set < sets.num_sets; ++set) report.kv_bytes += sets.counts[set] * step.row_bytes();
   return report;
 }
 

@@ -1,8 +1,18 @@
-// fasa: the rows that the dominant FCs score highest (FASA, section 3).
+// fasa: the rows that the index scores highest. With the dominant FCs of the profile in the index it is FASA (section
+// 3); other policies differ only in what they index.
 #include "src/ops/score/score.h"
 #include "src/policy/decode_step.h"
 
 namespace fasa {
+
+IndexContent fasa_index(const LayerProfile& layer, const PolicySettings& settings) {
+  IndexContent content;
+  content.shape.type = settings.index_type;
+  content.shape.num_planes = settings.share_fcs ? layer.num_kv_heads : layer.num_q_heads;
+  content.shape.num_fcs = fcs_per_head(settings, num_fcs(layer.rope));
+  content.dims = dominant_dims(layer, settings);
+  return content;
+}
 
 DecodeReport decode_fasa(Context& context, const PolicySettings& settings, const DecodeStep& step) {
   int64_t stride = 0;

@@ -31,18 +31,32 @@ void check(const PolicySettings& settings) {
   if (settings.dense_layers < 0) {
     fail(fmt::format("dense_layers is {}: give 0 or more.", settings.dense_layers));
   }
+  if (settings.page < 1 || settings.page > 65536) {
+    fail(fmt::format("page is {} rows: give 1 to 65536.", settings.page));
+  }
+  if (settings.window < 1 || settings.window > 65536) {
+    fail(fmt::format("window is {} queries: give 1 to 65536.", settings.window));
+  }
+  if (settings.basis != "pre" && settings.basis != "post") {
+    fail(fmt::format("basis is '{}': give pre or post.", settings.basis));
+  }
 }
 
 PolicyKind parse_policy(std::string_view name) {
   std::string known;
-  for (const Policy& policy : policies()) {
+  for (const PolicyInfo& policy : policy_infos()) {
     if (name == policy.name) return policy.kind;
     known += std::string(known.empty() ? "" : ", ") + policy.name;
   }
+  if (name == "zsmerge") return PolicyKind::kZeroMerge;  // the paper's later title
   throw Error(ErrorCode::kInvalidArgument, fmt::format("policy '{}' is not known: choose one of {}.", name, known));
 }
 
-const char* policy_name(PolicyKind kind) { return find_policy(kind).name; }
+const char* policy_name(PolicyKind kind) { return policy_info(kind).name; }
+
+int64_t forced_recent(const PolicySettings& settings) {
+  return settings.kind == PolicyKind::kStreaming ? settings.budget - settings.sinks : settings.recent;
+}
 
 IndexType parse_index_type(std::string_view name) {
   if (name == "f16") return IndexType::kF16;

@@ -25,11 +25,12 @@ void check(const AppendArgs& args) {
       bad("row " + std::to_string(row) + " is outside of the cache's " + std::to_string(args.cache.num_rows));
   if (args.index.data == nullptr) return;
   const IndexShape& shape = args.index.shape;
-  if (args.index.dims == nullptr) bad("the index has no dims");
+  if (args.index.dims == nullptr && args.index.basis == nullptr) bad("the index has neither dims nor a basis");
   if (shape.num_fcs < 1 || shape.num_fcs > kMaxFcs) bad("num_fcs must be in 1..2048");
   if (shape.num_planes < args.cache.num_heads || shape.num_planes % args.cache.num_heads != 0)
     bad("the index's planes must be a multiple of the KV heads");
   if (shape.num_rows < args.cache.num_rows) bad("the index has fewer rows than the cache");
+  if (args.index.basis != nullptr) return;
   for (int64_t i = 0; i < shape.num_planes * shape.num_fcs * 2; ++i)
     if (args.index.dims[i] < 0 || args.index.dims[i] >= args.cache.head_dim)
       bad("an index dim lies outside of the head");

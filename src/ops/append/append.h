@@ -2,6 +2,7 @@
 //
 //   cache[rows[i], h, :] = round(src[i, h, :])
 //   index[plane, rows[i], fc, 0..1] = quantise(cache[rows[i], kv_head(plane), dims[plane][fc][0..1]])
+//   with a basis: value j of the index row = quantise(basis[plane][j] . cache[rows[i], kv_head(plane), :])
 //
 // The index is made from the rounded cache, so that a row appended and a row rebuilt are the same bytes.
 // int8: scale = max|x| / 127 over the row's dims of a plane (f16-rounded up, so nothing clips), int4: / 7.

@@ -1,5 +1,6 @@
 // append, scalar. See append.h for the formula.
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "src/core/dtype.h"
@@ -13,13 +14,31 @@ float finite(float x) {
   return std::clamp(x, -65504.0F, 65504.0F);
 }
 
+// The values of one index row before quantisation.
+void project_key(const AppendArgs& args, int64_t plane, const std::byte* key, float* values) {
+  const int64_t count = args.index.shape.num_fcs * 2;
+  const int64_t head_dim = args.cache.head_dim;
+  for (int64_t i = 0; i < count; ++i) {
+    if (args.index.basis == nullptr) {
+      values[i] = finite(load_value(args.cache.dtype, key, args.index.dims[plane * count + i]));
+      continue;
+    }
+    const float* axis = args.index.basis + (plane * count + i) * head_dim;
+    float sum = 0;
+    for (int64_t d = 0; d < head_dim; ++d) sum += axis[d] * load_value(args.cache.dtype, key, d);
+    values[i] = finite(sum);
+  }
+}
+
 void index_row(const AppendArgs& args, int64_t plane, int64_t row) {
   const IndexShape& shape = args.index.shape;
   const std::byte* key = args.cache.at(row, plane * args.cache.num_heads / shape.num_planes);
-  const int16_t* dims = args.index.dims + plane * shape.num_fcs * 2;
   std::byte* block = args.index.block(plane, row / kIndexBlock);
   const int64_t lane = row % kIndexBlock;
-  const auto value = [&](int64_t i) { return finite(load_value(args.cache.dtype, key, dims[i])); };
+  // At most 2 * kMaxFcs values, each needed twice.
+  std::array<float, 2 * kMaxFcs> values;
+  project_key(args, plane, key, values.data());
+  const auto value = [&](int64_t i) { return values[i]; };
 
   if (shape.type == IndexType::kF16) {
     for (int64_t i = 0; i < shape.num_fcs * 2; ++i)

@@ -17,6 +17,7 @@ void check(const AttendArgs& args) {
   if (args.out.num_heads != args.q.num_heads) bad("out has another number of heads than q");
   if (args.softcap < 0) bad("softcap must not be negative");
   if (args.rows == nullptr) {
+    if (args.logits != nullptr) bad("logits are given for kept rows only");
     if (args.num_rows < 0 || args.num_rows > args.k.num_rows || args.num_rows > args.v.num_rows)
       bad("num_rows exceeds the cache");
     return;

@@ -35,6 +35,8 @@ struct AttendArgs {
 
   HeadsView out;         // [num_q_heads, head_dim_v] f32
   float* lse = nullptr;  // [num_q_heads] or null
+  float* logits =
+      nullptr;  // sparse: a[h, t] of the kept rows, [num_q_heads, rows_stride], or null; exp(a - lse) weighs
 };
 
 void check(const AttendArgs& args);

@@ -119,7 +119,9 @@ HWY_INLINE void QueryKeys(const float* q, const float* keys, int64_t head_dim, f
 
 // Turns the tile's dot products of one head into probabilities relative to the new maximum; returns
 // the factor by which what was accumulated before shrinks.
-HWY_INLINE float SoftmaxTile(const AttendArgs& args, const Tile& tile, float* logits, float& max, float& sum) {
+// Keeps the logits in `kept` if that is not null.
+HWY_INLINE float SoftmaxTile(const AttendArgs& args, const Tile& tile, float* logits, float* kept, float& max,
+                             float& sum) {
   const DF df;
   const auto lanes = static_cast<int64_t>(hn::Lanes(df));
   const auto scale = hn::Set(df, args.scale);
@@ -137,6 +139,7 @@ HWY_INLINE float SoftmaxTile(const AttendArgs& args, const Tile& tile, float* lo
     hn::StoreU(x, df, logits + r);
     top = hn::Max(top, x);
   }
+  if (kept != nullptr) std::copy_n(logits, tile.count, kept);
   const float new_max = hn::GetLane(hn::MaxOfLanes(df, top));
   if (new_max == -INFINITY) {
     std::fill_n(logits, kTile, 0.0F);
@@ -227,7 +230,8 @@ void RunTask(const AttendTask& task) {
     for (int64_t h = 0; h < task.num_heads; ++h) {
       float* logits = task.logits + h * kTile;
       QueryKeys(args.q.at(task.first_head + h), task.keys, head_dim, logits);
-      shrink[h] = SoftmaxTile(args, tile, logits, task.max[h], task.sum[h]);
+      float* kept = args.logits == nullptr ? nullptr : args.logits + (task.first_head + h) * args.rows_stride + begin;
+      shrink[h] = SoftmaxTile(args, tile, logits, kept, task.max[h], task.sum[h]);
     }
     switch (args.v.dtype) {
       case DType::kF32:

@@ -31,6 +31,7 @@ void attend_ref(Context& /*context*/, const AttendArgs& args) {
       const double bias = args.rows == nullptr && args.bias != nullptr ? args.bias[i] : 0.0;
       logits[i] = bias == -INFINITY ? -INFINITY : dot + bias;
       max = std::max(max, logits[i]);
+      if (args.logits != nullptr) args.logits[head * args.rows_stride + i] = static_cast<float>(logits[i]);
     }
     double sum = max == -INFINITY ? 0.0 : std::exp(sink - max);
     std::vector<double> out(args.v.head_dim);

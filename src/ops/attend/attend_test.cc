@@ -294,5 +294,36 @@ TEST(Attend, RefusesBadArguments) {
   EXPECT_THROW(attend(context, problem.args), Error);  // one set for two KV heads
 }
 
+TEST(Attend, LogitsAreThoseOfTheKeptRows) {
+  Problem problem({.num_rows = 700});
+  problem.args.softcap = 5.0F;
+  problem.keep(every(2, 600), 2, {140, 33});
+  for (const auto& implementation : attend_implementations()) {
+    std::vector<float> logits(static_cast<size_t>(6 * problem.args.rows_stride), Problem::kSentinel);
+    problem.args.logits = logits.data();
+    Context context(make_thread_executor(2));
+    problem.run(implementation.run, context);
+    for (int64_t head = 0; head < 6; ++head) {
+      double sum = 0;
+      for (int64_t i = 0; i < problem.args.rows_stride; ++i) {
+        const float got = logits[head * problem.args.rows_stride + i];
+        if (i >= problem.num_kept[head / 3]) {
+          ASSERT_EQ(got, Problem::kSentinel) << implementation.name;
+          continue;
+        }
+        double dot = 0;
+        const int64_t row = problem.rows[head / 3 * problem.args.rows_stride + i];
+        for (int64_t d = 0; d < 64; ++d) {
+          dot += static_cast<double>(problem.args.q.at(head)[d]) *
+                 load_value(DType::kF16, problem.args.k.at(row, head / 3), d);
+        }
+        ASSERT_NEAR(got, 5 * std::tanh(dot / 8 / 5), 1e-5) << implementation.name;
+        sum += std::exp(static_cast<double>(got) - problem.lse[head]);
+      }
+      EXPECT_NEAR(sum, 1, 1e-5) << "the weights of head " << head;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace fasa::ops

@@ -4,43 +4,35 @@
 //
 // Mapping: a cluster a row, a row being (sequence, query token, up to 8 query heads that keep the same
 //   tokens). Every CTA finds the threshold for itself (it saves an exchange) and takes every
-//   cluster-th kept token; a warp takes 16 of them at a time: q.k and p.v as m16n8k16 on the tensor
-//   cores with the heads in rows 0-7, K and V rows loaded once as 16-byte pieces, never staged. The
-//   CTAs' partial sums meet in distributed shared memory.
+//   cluster-th kept token; a warp takes 16 of them at a time: q.k^T (heads in rows 0-7) and v^T.p^T (dims in
+//   rows) as m16n8k16 on the tensor cores, so that p needs no shuffle; K and V rows are loaded once as 16-byte
+//   pieces, never staged. The CTAs' partial sums meet in distributed shared memory.
 // Memory: 2 * 2 * head_dim bytes a kept token and row, and the pruned lists (L2) once a CTA.
 // Numerics: f32 softmax with a running maximum; p is rounded to the type of V.
 // Ordering: the kept list is placed by counting, sums are in a fixed order: bit-identical.
 // Tried and dropped (docs/gpu.md): attention at 64 registers (spills).
 #pragma once
 
+#include "src/ops/paged/paged_codec.cuh"
 #include "src/ops/paged/paged_exact.cuh"
 #include "src/ops/paged/paged_layout.h"
 
 namespace fasa::ops::paged {
 
-inline constexpr int kSelectBins = 1024;
 inline constexpr int kSelectTies = 128;
 
 struct SelectShared {
-  u32 hist[kSelectBins];
-  u32 sums[32];
+  u32 hist[kPruneBins];
   u32 warps[32];
   u32 ties[kSelectTies];
-  u32 highest;
-  u32 lowest;
-  u32 valid;
-  u32 dropped;
   u32 num_ties;
   u32 threshold;
   u32 num_equal;
 
   // Followed by a barrier.
   __device__ void clear() {
-    for (int i = threadIdx.x; i < kSelectBins; i += blockDim.x) hist[i] = 0;
-    if (threadIdx.x == 0) {
-      highest = valid = dropped = num_ties = 0;
-      lowest = 0xFFFFFFFFU;
-    }
+    for (int i = threadIdx.x; i < kPruneBins; i += blockDim.x) hist[i] = 0;
+    if (threadIdx.x == 0) num_ties = 0;
   }
 };
 
@@ -51,97 +43,88 @@ struct Threshold {
   bool exact;  // no CTA kept back a key above `key` (one equal to it is as good as those kept)
 };
 
-// The `need` best of slots[0..count), shared memory. dropped: [ctas], global.
-__device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2* slots, int count, u32 need,
-                                                    const u32* dropped, int ctas) {
-  const int tid = threadIdx.x;
-  const int nt = blockDim.x;
-  const int lane = tid & 31;
-  u32 best = 0;
-  u32 least = 0xFFFFFFFFU;
-  u32 valid = 0;
-  u32 bound = 0;
-  for (int i = tid; i < ctas; i += nt) bound = max(bound, __ldcg(dropped + i));
-  for (int i = tid; i < count; i += nt) {
-    const u32 k = slots[i].x;
-    best = max(best, k);
-    least = min(least, k != 0 ? k : 0xFFFFFFFFU);
-    valid += k != 0 ? 1U : 0U;
+// What the bounds of all CTAs of launch 1 say together; every warp reads them for itself.
+__device__ __forceinline__ uint4 join_bounds(const uint4* bounds, int ctas) {
+  uint4 all = make_uint4(0, 0, 0xFFFFFFFFU, 0);
+  for (int i = threadIdx.x & 31; i < ctas; i += 32) {
+    const uint4 b = load_stream<uint4>(bounds + i);
+    all = make_uint4(max(all.x, b.x), max(all.y, b.y), min(all.z, b.z), all.w + b.w);
   }
-  best = __reduce_max_sync(kFullWarp, best);
-  least = __reduce_min_sync(kFullWarp, least);
-  valid = __reduce_add_sync(kFullWarp, valid);
-  bound = __reduce_max_sync(kFullWarp, bound);
-  if (lane == 0) {
-    atomicMax(&s.highest, best);
-    atomicMin(&s.lowest, least);
-    atomicAdd(&s.valid, valid);
-    atomicMax(&s.dropped, bound);
+  return make_uint4(__reduce_max_sync(kFullWarp, all.x), __reduce_max_sync(kFullWarp, all.y),
+                    __reduce_min_sync(kFullWarp, all.z), __reduce_add_sync(kFullWarp, all.w));
+}
+
+// Among `inside` keys of s.ties: the want-th best as s.threshold, and how many equal to it are wanted. Ends with a barrier.
+__device__ __forceinline__ void rank_ties(SelectShared& s, u32 inside, u32 want) {
+  for (u32 i = threadIdx.x; i < inside; i += blockDim.x) {
+    const u32 k = s.ties[i];
+    u32 greater = 0;
+    u32 same = 0;
+#pragma unroll 4
+    for (u32 j = 0; j < inside; ++j) {
+      greater += s.ties[j] > k ? 1U : 0U;
+      same += s.ties[j] == k ? 1U : 0U;
+    }
+    if (greater < want && greater + same >= want) {
+      s.threshold = k;
+      s.num_equal = want - greater;
+    }
   }
   __syncthreads();
-  if (s.valid <= need) return {0, 0, s.valid, s.dropped == 0};
-  u32 from = s.lowest;
-  u32 to = s.highest;
+}
+
+// The `need` best of slots[0..count), shared memory, whose bounds are known.
+__device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2* slots, int count, u32 need,
+                                                    const uint4& bounds) {
+  const int tid = threadIdx.x;
+  const int nt = blockDim.x;
+  if (bounds.w < need) return {0, 0, bounds.w, bounds.x == 0};
+  u32 from = min(bounds.z, bounds.y);  // few keys are below it, at first: they count as it
+  u32 to = bounds.y;
+  u32 least = 1;
   u32 above = 0;
   Threshold t = {0, 0, need, false};
   while (true) {
-    const int shift = bin_shift(to - from, 10);
+    const int shift = bin_shift(to - from, 9);
+#pragma unroll 4
     for (int i = tid; i < count; i += nt) {
       const u32 k = slots[i].x;
-      if (k >= from && k <= to) atomicAdd(&s.hist[(k - from) >> shift], 1U);
+      if (k >= least && k <= to) atomicAdd(&s.hist[(max(k, from) - from) >> shift], 1U);
     }
     __syncthreads();
-    for (int i = tid >> 5; i < 32; i += nt >> 5) {
-      const u32 sum = __reduce_add_sync(kFullWarp, s.hist[i * 32 + lane]);
-      if (lane == 0) s.sums[i] = sum;
-    }
-    __syncthreads();
-    const BinFound f = find_bin<32>(s.hist, s.sums, above, need);
-    const u32 first = from + (static_cast<u32>(f.bin) << shift);
-    const u32 last = min(to, first + ((1U << shift) - 1U));
+    const BinFound f = find_bin(s.hist, above, need);
+    const u32 last = min(to, from + (static_cast<u32>(f.bin) << shift) + ((1U << shift) - 1U));
+    const u32 first = f.bin == 0 ? least : from + (static_cast<u32>(f.bin) << shift);
     const u32 inside = f.through - f.before;
-    if (f.through == need) {
+    if (f.through == need && f.bin != 0) {
       t.key = first - 1U;
       break;
     }
-    if (shift == 0) {
+    if (first == last) {
       t.key = first;
       t.equal = need - f.before;
       break;
     }
     if (inside <= kSelectTies) {
+#pragma unroll 4
       for (int i = tid; i < count; i += nt) {
         const u32 k = slots[i].x;
         if (k >= first && k <= last) s.ties[atomicAdd(&s.num_ties, 1U)] = k;
       }
       __syncthreads();
-      for (u32 i = tid; i < inside; i += nt) {
-        const u32 k = s.ties[i];
-        u32 greater = 0;
-        u32 same = 0;
-        for (u32 j = 0; j < inside; ++j) {
-          greater += s.ties[j] > k ? 1U : 0U;
-          same += s.ties[j] == k ? 1U : 0U;
-        }
-        const u32 want = need - f.before;
-        if (greater < want && greater + same >= want) {
-          s.threshold = k;
-          s.num_equal = want - greater;
-        }
-      }
-      __syncthreads();
+      rank_ties(s, inside, need - f.before);
       t.key = s.threshold;
       t.equal = s.num_equal;
       break;
     }
     __syncthreads();
-    for (int i = tid; i < kSelectBins; i += nt) s.hist[i] = 0;
+    for (int i = tid; i < kPruneBins; i += nt) s.hist[i] = 0;
     above = f.before;
-    from = first;
+    from = least = first;
     to = last;
     __syncthreads();
   }
-  t.exact = s.dropped <= t.key;
+  t.exact = bounds.x <= t.key;
   return t;
 }
 
@@ -153,6 +136,7 @@ __device__ __forceinline__ void emit_kept(u32* warps, const uint2* slots, int co
   const int nt = blockDim.x;
   // Both counts in one word: above in the low half, equal in the high one (count < 2^16).
   u32 mine = 0;
+#pragma unroll 4
   for (int i = tid; i < count; i += nt) {
     const u32 k = slots[i].x;
     mine += k > t.key ? 1U : (k == t.key && t.equal != 0) ? 0x10000U : 0U;
@@ -185,19 +169,11 @@ __device__ __forceinline__ void emit_kept(u32* warps, const uint2* slots, int co
 }
 
 template <bool kF16>
-__device__ __forceinline__ void mma_rows(float (&d)[4], u32 a0, u32 a2, u32 b0, u32 b1) {
+__device__ __forceinline__ void mma_16x8x16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
   if constexpr (kF16) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
-        "{%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a0), "r"(0), "r"(a2), "r"(0), "r"(b0), "r"(b1));
+    mma_f16(d, a0, a1, a2, a3, b0, b1);
   } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
-        "{%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a0), "r"(0), "r"(a2), "r"(0), "r"(b0), "r"(b1));
+    mma_bf16(d, a0, a1, a2, a3, b0, b1);
   }
 }
 template <bool kF16>

@@ -43,13 +43,14 @@ __device__ __forceinline__ AttendRow attend_row(const PagedShape& s, int row) {
   return r;
 }
 
-// One warp's share of a row: running maximum, sum and weighted V of rows 0-7 (heads).
+// One warp's share of a row. highest and sum are of head g (lane = 4 * g + c); out[4 * j + x] holds dims
+// (g + 8 * j) * 8 + 2 * x (+ 1 in the upper two) of heads 2 * c and 2 * c + 1.
 template <int kDim>
 struct Partial {
-  static constexpr int kTiles = (kDim + 63) / 64;  // of 64 dims of V
+  static constexpr int kTiles = (kDim + 63) / 64;
   float highest = -1e30F;
   float sum = 0;
-  float out[kTiles * 8][4];
+  float out[kTiles * 4][4];
 };
 
 template <int kDim, bool kF16>
@@ -69,13 +70,40 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* lis
 #pragma unroll
     for (int j = 0; j < kPieces; ++j) k[h][j] = load_stream<uint4>(row + j * 64);
   }
+  const char* rows[4];
+  bool real[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int t = first + (i >> 1) * 8 + 2 * c + (i & 1);
+    real[i] = t < n;
+    const int2 at = list[real[i] ? t : first];
+    rows[i] = v_base + at.x * p.a.v.block_stride + at.y * p.a.v.token_stride + g * 16;
+  }
+  // All of V is on its way before K is waited for, the first 64 dims of it to registers.
+  const auto load_v = [&](int j, uint4(&v)[4]) {
+    const bool inside = kDim % 64 == 0 || j * 64 + g * 8 < kDim;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      v[i] = make_uint4(0, 0, 0, 0);
+      if (real[i] && inside) v[i] = load_stream<uint4>(rows[i] + j * 128);
+    }
+  };
+  uint4 v[4];
+  load_v(0, v);
+#pragma unroll
+  for (int j = 1; j < Partial<kDim>::kTiles; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (kDim % 64 == 0 || j * 64 + g * 8 < kDim) prefetch_l2(rows[i] + j * 128);
+    }
+  }
   float s[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
 #pragma unroll
     for (int j = 0; j < kPieces; ++j) {
-      mma_rows<kF16>(s[h], q[2 * j][0], q[2 * j][1], k[h][j].x, k[h][j].y);
-      mma_rows<kF16>(s[h], q[2 * j + 1][0], q[2 * j + 1][1], k[h][j].z, k[h][j].w);
+      mma_16x8x16<kF16>(s[h], q[2 * j][0], 0, q[2 * j][1], 0, k[h][j].x, k[h][j].y);
+      mma_16x8x16<kF16>(s[h], q[2 * j + 1][0], 0, q[2 * j + 1][1], 0, k[h][j].z, k[h][j].w);
     }
   }
   const float log2e = 1.44269504F;
@@ -105,121 +133,110 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* lis
       o.sum += w[h][x];
     }
   }
+  const float shrinks[2] = {__shfl_sync(kFullWarp, shrink, 8 * c), __shfl_sync(kFullWarp, shrink, 8 * c + 4)};
 #pragma unroll
-  for (int i = 0; i < Partial<kDim>::kTiles * 8; ++i) {
-    o.out[i][0] *= shrink;
-    o.out[i][1] *= shrink;
-  }
-  const u32 a0 = pack_pair<kF16>(w[0][0], w[0][1]);
-  const u32 a2 = pack_pair<kF16>(w[1][0], w[1][1]);
-  const char* rows[4];
-  bool real[4];
+  for (int i = 0; i < Partial<kDim>::kTiles * 4; ++i) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int t = first + (i >> 1) * 8 + 2 * c + (i & 1);
-    real[i] = t < n;
-    const int2 at = list[real[i] ? t : first];
-    rows[i] = v_base + at.x * p.a.v.block_stride + at.y * p.a.v.token_stride;
+    for (int x = 0; x < 4; ++x) o.out[i][x] *= shrinks[x & 1];
   }
+  const u32 w0 = pack_pair<kF16>(w[0][0], w[0][1]);
+  const u32 w1 = pack_pair<kF16>(w[1][0], w[1][1]);
 #pragma unroll
   for (int j = 0; j < Partial<kDim>::kTiles; ++j) {
-    uint4 v[4];
-    const bool inside = kDim % 64 == 0 || j * 64 + g * 8 < kDim;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      v[i] = make_uint4(0, 0, 0, 0);
-      if (real[i] && inside) v[i] = load_stream<uint4>(rows[i] + (g + 8 * j) * 16);
-    }
+    if (j != 0) load_v(j, v);
 #pragma unroll
     for (int x = 0; x < 4; ++x) {
       const u32 x0 = (&v[0].x)[x];
       const u32 x1 = (&v[1].x)[x];
       const u32 x2 = (&v[2].x)[x];
       const u32 x3 = (&v[3].x)[x];
-      mma_rows<kF16>(o.out[j * 8 + 2 * x], a0, a2, __byte_perm(x0, x1, 0x5410), __byte_perm(x2, x3, 0x5410));
-      mma_rows<kF16>(o.out[j * 8 + 2 * x + 1], a0, a2, __byte_perm(x0, x1, 0x7632), __byte_perm(x2, x3, 0x7632));
+      mma_16x8x16<kF16>(o.out[4 * j + x], __byte_perm(x0, x1, 0x5410), __byte_perm(x0, x1, 0x7632),
+                        __byte_perm(x2, x3, 0x5410), __byte_perm(x2, x3, 0x7632), w0, w1);
     }
   }
 }
 
-// Sums the warps' partials of the CTA into part/stats, then the cluster's into the output.
+// This warp's partial to shared memory: sums[warp][head][dim], of_warps[warp][8 maxima, 8 sums].
+template <int kDim>
+__device__ __forceinline__ void store_partial(Partial<kDim>& o, int heads, float* of_warps, float* sums) {
+  const int lane = threadIdx.x & 31;
+  const int warp = threadIdx.x >> 5;
+  const int g = lane >> 2;
+  const int c = lane & 3;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (2 * c + h >= heads) continue;
+    float* to = sums + (warp * heads + 2 * c + h) * kDim;
+#pragma unroll
+    for (int j = 0; j < Partial<kDim>::kTiles; ++j) {
+      const int d = (g + 8 * j) * 8;
+      const auto& u = o.out;
+      if (kDim % 64 == 0 || d < kDim) {
+        *reinterpret_cast<float4*>(to + d) =
+            make_float4(u[4 * j][h], u[4 * j][2 + h], u[4 * j + 1][h], u[4 * j + 1][2 + h]);
+        *reinterpret_cast<float4*>(to + d + 4) =
+            make_float4(u[4 * j + 2][h], u[4 * j + 2][2 + h], u[4 * j + 3][h], u[4 * j + 3][2 + h]);
+      }
+    }
+  }
+  if (c == 0 && g < heads) {
+    of_warps[warp * 16 + g] = o.highest;
+    of_warps[warp * 16 + 8 + g] = o.sum;
+  }
+}
+
+// Sums the warps' partials of the CTA and gives each CTA of the cluster its share of the row: to inbox[from][share] and
+// stats[from][8 maxima, 8 sums] there. Each then writes its share of the output.
 template <int kDim, bool kF16>
-__device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r, int n, Partial<kDim>& o, float* part,
+__device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r, int n, Partial<kDim>& o, float* inbox,
                                         float* stats, float* sums) {
   using T = Team<true>;
   const int tid = threadIdx.x;
   const int nt = blockDim.x;
-  const int lane = tid & 31;
-  const int warp = tid >> 5;
-  const int g = lane >> 2;
-  const int c = lane & 3;
-  float* maxima = stats;         // [8] of this CTA, then [8] sums
-  float* of_warps = stats + 32;  // [warps][4 or 8 heads x (maximum, sum)]: 8 floats a warp and half
+  const int size = T::size();
+  const int rank = T::rank();
+  const int share = r.heads * kDim / size;  // 32 divides kDim
+  float* of_warps = stats + 16 * 8;         // [warps][8 maxima, 8 sums]
   o.sum += __shfl_xor_sync(kFullWarp, o.sum, 1);
   o.sum += __shfl_xor_sync(kFullWarp, o.sum, 2);
   const int busy = min((n + 15) / 16, nt >> 5);
-  if (warp < busy && g < r.heads) {
-    float* to = sums + (warp * r.heads + g) * kDim;
-#pragma unroll
-    for (int j = 0; j < Partial<kDim>::kTiles; ++j) {
-#pragma unroll
-      for (int x = 0; x < 2; ++x) {
-        const int d = (2 * c + x + 8 * j) * 8;
-        if (kDim % 64 == 0 || d < kDim) {
-          *reinterpret_cast<float4*>(to + d) =
-              make_float4(o.out[j * 8][x], o.out[j * 8 + 1][x], o.out[j * 8 + 2][x], o.out[j * 8 + 3][x]);
-          *reinterpret_cast<float4*>(to + d + 4) =
-              make_float4(o.out[j * 8 + 4][x], o.out[j * 8 + 5][x], o.out[j * 8 + 6][x], o.out[j * 8 + 7][x]);
-        }
-      }
-    }
-    if (c == 0) {
-      of_warps[warp * 16 + g] = o.highest;
-      of_warps[warp * 16 + 8 + g] = o.sum;
-    }
-  }
-  __syncthreads();
-  if (tid < r.heads) {
-    float m = -1e30F;
-    for (int w = 0; w < busy; ++w) m = fmaxf(m, of_warps[w * 16 + tid]);
-    float sum = 0;
-    for (int w = 0; w < busy; ++w) {
-      const float f = exp2f(of_warps[w * 16 + tid] - m);
-      of_warps[w * 16 + tid] = f;
-      sum += f * of_warps[w * 16 + 8 + tid];
-    }
-    maxima[tid] = m;
-    maxima[8 + tid] = sum;
-  }
+  if (tid >> 5 < busy) store_partial<kDim>(o, r.heads, of_warps, sums);
   __syncthreads();
   for (int i = tid; i < r.heads * kDim; i += nt) {
+    const int h = i / kDim;
+    float m = -1e30F;
+#pragma unroll 4
+    for (int w = 0; w < busy; ++w) m = fmaxf(m, of_warps[w * 16 + h]);
+    float value = 0;
     float sum = 0;
-    for (int w = 0; w < busy; ++w) sum += of_warps[w * 16 + i / kDim] * sums[w * r.heads * kDim + i];
-    part[i] = sum;
+#pragma unroll 4
+    for (int w = 0; w < busy; ++w) {
+      const float f = exp2f(of_warps[w * 16 + h] - m);
+      value += f * sums[w * r.heads * kDim + i];
+      sum += f * of_warps[w * 16 + 8 + h];
+    }
+    const int owner = i / share;
+    T::peer(inbox, owner)[rank * share + i - owner * share] = value;
+    if (i - h * kDim < size) {
+      float* to = T::peer(stats, i - h * kDim) + rank * 16 + h;
+      to[0] = m;
+      to[8] = sum;
+    }
   }
   T::sync();
-  const int size = T::size();
-  const int rank = T::rank();
-  for (int i = rank * nt + tid; i < r.heads * kDim; i += size * nt) {
+  for (int j = tid; j < share; j += nt) {
+    const int i = rank * share + j;
     const int h = i / kDim;
     const bool has_sink = p.a.sink_logits != nullptr;
     const float sink = has_sink ? __ldg(p.a.sink_logits + r.head0 + h) * 1.44269504F : -1e30F;
-    float peak[8];
     float m = sink;
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      peak[k] = k < size ? *T::peer(maxima + h, k) : -1e30F;
-      m = fmaxf(m, peak[k]);
-    }
+    for (int k = 0; k < size; ++k) m = fmaxf(m, stats[k * 16 + h]);
     float value = 0;
     float sum = has_sink ? exp2f(sink - m) : 0.0F;
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      if (k < size) {
-        const float f = exp2f(peak[k] - m);
-        value += f * *T::peer(part + i, k);
-        sum += f * *T::peer(maxima + 8 + h, k);
-      }
+    for (int k = 0; k < size; ++k) {
+      const float f = exp2f(stats[k * 16 + h] - m);
+      value += f * inbox[k * share + j];
+      sum += f * stats[k * 16 + 8 + h];
     }
     const float out = sum == 0.0F ? 0.0F : value / sum;
     char* to = static_cast<char*>(p.a.out.data) + r.seq * p.a.out.seq_stride + r.query * p.a.out.token_stride +
@@ -231,7 +248,6 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
           sum == 0.0F ? -__int_as_float(0x7F800000) : (m + log2f(sum)) * 0.69314718F;
     }
   }
-  T::sync();
 }
 
 template <int kDim>
@@ -293,8 +309,8 @@ template <int kDim, bool kF16>
 __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1) attend_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(16) char memory[];
-  touch_parameters(p);
   using T = Team<true>;
+  T::arrive();  // no CTA writes to another's shared memory before that one runs
   const PagedShape& shape = p.a.shape;
   const int tid = threadIdx.x;
   const int nt = blockDim.x;
@@ -308,7 +324,7 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1) attend_kernel(const 
   const AttendLayout layout = attend_layout(shape.budget, kDim, p.plan.heads_per_row, nt, count, shape.index_dims);
   auto& select = *reinterpret_cast<SelectShared*>(memory + layout.select);
   int2* list = reinterpret_cast<int2*>(memory + layout.list);
-  float* part = reinterpret_cast<float*>(memory + layout.part);
+  float* inbox = reinterpret_cast<float*>(memory + layout.inbox);
   float* stats = reinterpret_cast<float*>(memory + layout.stats);
   uint2* slots = reinterpret_cast<uint2*>(memory + layout.slots);
 
@@ -332,6 +348,7 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1) attend_kernel(const 
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   grid_wait();
   grid_launch_dependents();
+  T::wait();
   if (seen <= 0) {
     write_nothing<kDim>(p, r);
     return;
@@ -340,71 +357,60 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1) attend_kernel(const 
   const bool all_kept = seen <= shape.budget;
   const int forced = all_kept ? seen : shape.sinks + shape.recent;
   const u32 need = all_kept ? 0U : static_cast<u32>(shape.budget - forced);
-  int kept = forced;
-  int n = 0;
+  u32 kept = static_cast<u32>(forced);
   const bool reports = p.a.kept != nullptr && r.reports;
   int32_t* report = p.a.kept + (reports ? r.set * shape.budget : 0);
-  // Place i of the kept tokens goes to CTA i mod size; its list holds tokens first, then places.
+  // Place i of the kept tokens goes to CTA i mod size, a power of two.
+  const int log_size = __ffs(size) - 1;
   const auto put = [&](int token, u32 i) {
-    if (i % static_cast<u32>(size) == static_cast<u32>(rank)) {
-      list[i / static_cast<u32>(size)].x = token;
+    const u32 turn = i >> log_size;
+    if ((i & static_cast<u32>(size - 1)) == static_cast<u32>(rank)) {
+      const Place place = place_of(p, token);
+      list[turn] = make_int2(load_stream<int>(table + place.page), place.offset);
     }
     if (reports && rank == 0) report[i] = token;
   };
-  bool again = false;
+  bool exact = true;
   if (need != 0) {
     const uint2* from = p.slots + r.set * count;
     for (int i = tid; i < count / 2; i += nt) copy_async16(slots + 2 * i, from + 2 * i);
+    const uint4 bounds = join_bounds(p.bounds + r.set * p.plan.score_ctas, p.plan.score_ctas);
     copy_async_wait();
     __syncthreads();
-    const Threshold t =
-        find_threshold(select, slots, count, need, p.dropped + r.set * p.plan.score_ctas, p.plan.score_ctas);
-    if (t.exact) {
+    const Threshold t = find_threshold(select, slots, count, need, bounds);
+    exact = t.exact;
+    if (exact) {
       emit_kept(select.warps, slots, count, t, [&](int token, u32 i) { put(token, static_cast<u32>(forced) + i); });
-      kept += static_cast<int>(t.kept);
-    } else {
-      again = true;
+      kept += t.kept;
     }
   }
-  if (again) {
-    __syncthreads();
-    u32 all = 0;
-    n = static_cast<int>(
-        select_again(p, r, seen, *reinterpret_cast<ExactShared*>(memory), reinterpret_cast<u32*>(slots), list, &all));
-    kept = static_cast<int>(all);
-    __syncthreads();
-  } else {
+  int n;
+  if (exact) {
     for (int i = tid; i < forced; i += nt) {
       put(all_kept || i < shape.sinks ? i : seen - shape.recent + (i - shape.sinks), static_cast<u32>(i));
     }
-    n = (kept - rank + size - 1) / size;
+    n = (static_cast<int>(kept) - rank + size - 1) / size;
+  } else {
     __syncthreads();
-    for (int i = tid; i < n; i += nt) {
-      const Place place = place_of(p, list[i].x);
-      list[i] = make_int2(__ldcg(table + place.page), place.offset);
-    }
-    __syncthreads();
+    n = static_cast<int>(
+        select_again(p, r, seen, *reinterpret_cast<ExactShared*>(memory), reinterpret_cast<u32*>(slots), list, &kept));
   }
+  __syncthreads();
   if (reports) {
-    for (int i = kept + rank * nt + tid; i < shape.budget; i += nt * size) report[i] = -1;
+    for (int i = static_cast<int>(kept) + rank * nt + tid; i < shape.budget; i += nt * size) report[i] = -1;
   }
 
   const char* k_base = static_cast<const char*>(p.a.k.data) + r.kv_head * p.a.k.head_stride;
   const char* v_base = static_cast<const char*>(p.a.v.data) + r.kv_head * p.a.v.head_stride;
-  constexpr int kLines = (kDim * 2 + 127) / 128;
-  for (int i = tid; i < n * kLines; i += nt) {
-    const int2 at = list[i / kLines];
-    prefetch_l2(v_base + at.x * p.a.v.block_stride + at.y * p.a.v.token_stride + i % kLines * 128);
-  }
   Partial<kDim> o;
 #pragma unroll
-  for (int i = 0; i < Partial<kDim>::kTiles * 8; ++i) {
+  for (int i = 0; i < Partial<kDim>::kTiles * 4; ++i) {
     o.out[i][0] = o.out[i][1] = o.out[i][2] = o.out[i][3] = 0.0F;
   }
   for (int first = tid / 32 * 16; first < n; first += nt / 32 * 16) {
     attend_tile<kDim, kF16>(p, list, first, n, q, k_base, v_base, o);
   }
-  combine<kDim, kF16>(p, r, n, o, part, stats, reinterpret_cast<float*>(slots));
+  combine<kDim, kF16>(p, r, n, o, inbox, stats, reinterpret_cast<float*>(slots));
 #endif
 }
 

@@ -73,10 +73,14 @@ class Pieces {
   char* next_;
 };
 
-int32_t page_shift(int32_t page_size) {
+// token / page_size for tokens below 2^31 (paged_device.cuh, place_of): factor = ceil(2^(31 + shift) / page_size), where
+// shift makes it a full 32-bit word or, for powers of two, exact.
+template <class Params>
+void set_page_division(int32_t page_size, Params& params) {
   int32_t shift = 0;
   while ((1 << shift) < page_size) ++shift;
-  return (1 << shift) == page_size ? shift : -1;
+  params.page_factor = static_cast<uint32_t>(((uint64_t{1} << (31 + shift)) + page_size - 1) / page_size);
+  params.page_shift = shift;
 }
 
 paged::ScoreKernel score_kernel_of(const PagedShape& s) {
@@ -120,8 +124,8 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, Pieces pieces, c
   params.a = args;
   params.plan = plan;
   params.slots = pieces.take<uint2>(sets * plan.score_ctas * plan.slots);
-  params.dropped = pieces.take<paged::u32>(sets * plan.score_ctas);
-  params.page_shift = page_shift(s.page_size);
+  params.bounds = pieces.take<uint4>(sets * plan.score_ctas);
+  set_page_division(s.page_size, params);
   const paged::ScoreKernel score = score_kernel_of(s);
   if (score == nullptr) {
     throw Error(ErrorCode::kInvalidArgument, "paged decode: the plan is for another shape; make one with paged_plan");
@@ -144,7 +148,7 @@ void decode_generic(const PagedArgs& args, Pieces pieces, cudaStream_t stream) {
   const int64_t sets = static_cast<int64_t>(s.num_seqs) * s.num_query_tokens * s.num_sets();
   paged::GenericParams params;
   params.a = args;
-  params.page_shift = page_shift(s.page_size);
+  set_page_division(s.page_size, params);
   params.keys = pieces.take<paged::u32>(sets * s.max_length);
   params.list = pieces.take<int32_t>(sets * s.budget);
   params.counts = pieces.take<int32_t>(sets);
@@ -188,7 +192,7 @@ void paged_select_cuda(const PagedSelectArgs& args, const PagedSelectPlan& plan,
   params.a = args;
   params.plan = plan;
   params.slots = pieces.take<uint2>(int64_t{args.num_rows} * plan.score_ctas * plan.slots);
-  params.dropped = pieces.take<paged::u32>(int64_t{args.num_rows} * plan.score_ctas);
+  params.bounds = pieces.take<uint4>(int64_t{args.num_rows} * plan.score_ctas);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const auto rows = static_cast<unsigned>(args.num_rows);
   launch(paged::select_prune_kernel(),

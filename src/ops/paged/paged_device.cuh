@@ -19,8 +19,9 @@ struct StepParams {
   PagedArgs a;
   PagedPlan plan;
   uint2* slots = nullptr;   // [score sets][score_ctas][plan.slots] (key, token), key 0: empty
-  u32* dropped = nullptr;   // [score sets][score_ctas] no key that the CTA kept back is above it
-  int32_t page_shift = -1;  // log2(page_size) where it is a power of two
+  uint4* bounds = nullptr;  // [score sets][score_ctas] of these lists (paged_prune.cuh)
+  u32 page_factor = 0;      // page of a token: high word of 2 * token * page_factor, shifted right
+  int32_t page_shift = 0;
 };
 
 // Programmatic dependent launch. wait: all that earlier kernels of the stream wrote is visible.
@@ -36,21 +37,6 @@ __device__ __forceinline__ void grid_launch_dependents() {
 #endif
 }
 
-// Kernel parameters lie in constant memory that is cold at every launch: a miss costs as much as one of global memory,
-// and the first use of each line would wait for one in turn. This asks for all lines at once, before grid_wait.
-template <class Params>
-__device__ __forceinline__ void touch_parameters(const Params& p) {
-  constexpr int kLine = 64;
-  int zero;
-  asm volatile("mov.u32 %0, 0;" : "=r"(zero));  // an index that the compiler cannot fold: a load, not an operand
-  const u32* words = reinterpret_cast<const u32*>(&p) + zero;
-  u32 x[(sizeof(Params) + kLine - 1) / kLine];
-#pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof(x) / 4); ++i) x[i] = words[i * (kLine / 4)];
-#pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof(x) / 4); ++i) asm volatile("" ::"r"(x[i]));
-}
-
 // Index bytes are streamed once, and a later step's launch may overlap the writer of a neighbouring
 // row: L2 only, so that no stale line stays in L1.
 template <class T>
@@ -58,21 +44,31 @@ __device__ __forceinline__ T load_stream(const void* p);
 template <>
 __device__ __forceinline__ u32 load_stream<u32>(const void* p) {
   u32 v;
-  asm volatile("ld.global.cg.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+template <>
+__device__ __forceinline__ int load_stream<int>(const void* p) {
+  int v;
+  asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+template <>
+__device__ __forceinline__ unsigned short load_stream<unsigned short>(const void* p) {
+  unsigned short v;
+  asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(p));
   return v;
 }
 template <>
 __device__ __forceinline__ uint2 load_stream<uint2>(const void* p) {
   uint2 v;
-  asm volatile("ld.global.cg.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  asm volatile("ld.global.cg.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
   return v;
 }
 template <>
 __device__ __forceinline__ uint4 load_stream<uint4>(const void* p) {
   uint4 v;
-  asm volatile("ld.global.cg.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
+  asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
   return v;
 }
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
@@ -95,11 +91,9 @@ struct Place {
   int page;
   int offset;
 };
-__device__ __forceinline__ Place place_of(const StepParams& p, int token) {
-  if (p.page_shift >= 0) {
-    return {token >> p.page_shift, token & (p.a.shape.page_size - 1)};
-  }
-  const int page = token / p.a.shape.page_size;
+template <class Params>
+__device__ __forceinline__ Place place_of(const Params& p, int token) {
+  const int page = static_cast<int>(__umulhi(2U * static_cast<u32>(token), p.page_factor) >> p.page_shift);
   return {page, token - page * p.a.shape.page_size};
 }
 __device__ __forceinline__ int64_t cache_offset(const PagedCache& c, int block, int head, int offset) {
@@ -109,19 +103,12 @@ __device__ __forceinline__ const char* row_at(const PagedRows& r, int seq, int t
   return static_cast<const char*>(r.data) + seq * r.seq_stride + token * r.token_stride + head * r.head_stride;
 }
 
-template <class T>
-__device__ __forceinline__ float to_float(T v) {
-  return static_cast<float>(v);
+__device__ __forceinline__ float half_value(unsigned short bits, bool is_f16) {
+  return is_f16 ? __half2float(__ushort_as_half(bits)) : __uint_as_float(static_cast<u32>(bits) << 16);
 }
-// The 16-bit value at p, of the type of q.
-__device__ __forceinline__ float load_half(const void* p, bool is_f16) {
-  const unsigned short b = __ldg(static_cast<const unsigned short*>(p));
-  return is_f16 ? __half2float(__ushort_as_half(b)) : __uint_as_float(static_cast<u32>(b) << 16);
-}
-// The same past every cache that could hold it from before an earlier kernel's write.
+// The 16-bit value at p, past every cache that could hold it from before an earlier kernel's write.
 __device__ __forceinline__ float load_half_fresh(const void* p, bool is_f16) {
-  const unsigned short b = __ldcg(static_cast<const unsigned short*>(p));
-  return is_f16 ? __half2float(__ushort_as_half(b)) : __uint_as_float(static_cast<u32>(b) << 16);
+  return half_value(__ldcg(static_cast<const unsigned short*>(p)), is_f16);
 }
 
 // One value as an index code (paged.h, encode). `x` is already divided by the scale.

@@ -90,9 +90,8 @@ struct ScalarScorer {
 };
 
 struct ExactShared {
-  u32 hist[1024];
-  u32 total[1024];
-  u32 sums[32];
+  u32 hist[kPruneBins];
+  u32 total[kPruneBins];
   u32 warps[32];
   u32 counts[2];
 };
@@ -121,8 +120,19 @@ struct Team {
 #endif
     __syncthreads();
   }
+  // The two halves of sync.
+  static __device__ void arrive() {
+#if __CUDA_ARCH__ >= 900
+    if constexpr (kCluster) asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+  }
+  static __device__ void wait() {
+#if __CUDA_ARCH__ >= 900
+    if constexpr (kCluster) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+  }
   template <class T>
-  static __device__ const T* peer(const T* mine, int rank) {
+  static __device__ T* peer(T* mine, int rank) {
 #if __CUDA_ARCH__ >= 900
     if constexpr (kCluster) {
       return cooperative_groups::this_cluster().map_shared_rank(mine, rank);
@@ -161,7 +171,6 @@ __device__ u32 exact_select(ExactShared& s, int lo, int hi, u32 need, const Key&
   using T = Team<kCluster>;
   const int tid = threadIdx.x;
   const int nt = blockDim.x;
-  const int lane = tid & 31;
   const int size = T::size();
   const int rank = T::rank();
   const int each = ((hi - lo + size - 1) / size + nt - 1) / nt * nt;
@@ -171,28 +180,23 @@ __device__ u32 exact_select(ExactShared& s, int lo, int hi, u32 need, const Key&
   u32 remaining = need;
   bool short_of = need == 0;
   u32 last_bin = 0;
-  for (int shift = 22, bits = 10; !short_of;) {
-    for (int i = tid; i < 1024; i += nt) s.hist[i] = 0;
+  for (int shift = 23, bits = 9; !short_of;) {
+    for (int i = tid; i < kPruneBins; i += nt) s.hist[i] = 0;
     __syncthreads();
     for (int64_t t = begin + tid; t < end; t += nt) {
       const u32 k = key(static_cast<int>(t));
-      if (k != 0 && (shift == 22 || k >> (shift + bits) == prefix)) {
+      if (k != 0 && (shift == 23 || k >> (shift + bits) == prefix)) {
         atomicAdd(&s.hist[k >> shift & ((1U << bits) - 1U)], 1U);
       }
     }
     T::sync();
-    for (int i = tid; i < 1024; i += nt) {
+    for (int i = tid; i < kPruneBins; i += nt) {
       u32 sum = 0;
       for (int c = 0; c < size; ++c) sum += T::peer(s.hist, c)[i];
       s.total[i] = sum;
     }
     __syncthreads();
-    for (int i = tid >> 5; i < 32; i += nt >> 5) {
-      const u32 sum = __reduce_add_sync(kFullWarp, s.total[i * 32 + lane]);
-      if (lane == 0) s.sums[i] = sum;
-    }
-    __syncthreads();
-    const BinFound f = find_bin<32>(s.total, s.sums, 0, remaining);
+    const BinFound f = find_bin(s.total, 0, remaining);
     if (f.bin < 0) {
       short_of = true;
     } else {
@@ -202,8 +206,8 @@ __device__ u32 exact_select(ExactShared& s, int lo, int hi, u32 need, const Key&
     }
     if (f.bin < 0 || shift == 0) break;
     T::sync();
-    bits = shift >= 12 ? 10 : 2;
-    shift = shift >= 12 ? shift - 10 : 0;
+    bits = shift > 9 ? 9 : shift;
+    shift -= bits;
   }
   // Kept: keys above `threshold` and the first `ties` equal to it.
   const u32 threshold = short_of ? (need == 0 ? 0xFFFFFFFFU : 0U) : prefix;

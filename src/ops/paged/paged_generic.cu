@@ -45,6 +45,7 @@ __device__ void encode_row(const PagedShape& s, const int16_t* dims, const float
 __device__ StepParams step_params(const GenericParams& p) {
   StepParams s;
   s.a = p.a;
+  s.page_factor = p.page_factor;
   s.page_shift = p.page_shift;
   return s;
 }

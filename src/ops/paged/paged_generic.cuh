@@ -9,7 +9,8 @@ namespace fasa::ops::paged {
 // Views of the workspace.
 struct GenericParams {
   PagedArgs a;
-  int32_t page_shift = -1;
+  u32 page_factor = 0;  // as in StepParams
+  int32_t page_shift = 0;
   u32* keys = nullptr;        // [sets of all query tokens][max_length]
   int32_t* list = nullptr;    // [sets of all query tokens][budget]
   int32_t* counts = nullptr;  // [sets of all query tokens]

@@ -17,16 +17,16 @@ inline constexpr int64_t kPagedSharedMemory = 227 * 1024;
 namespace paged {
 
 inline constexpr int kPruneBins = 512;
-inline constexpr int kPruneSharedBytes1 = 4 * (kPruneBins + 16 + 16 + 2 + 2);
-inline constexpr int kPruneSharedBytes4 = 4 * 4 * (kPruneBins + 16 + 16 + 1 + 1);
-inline constexpr int kSelectSharedBytes = 4 * (2 * 1024 + 32 + 32 + 8);
+inline constexpr int kPruneSharedBytes1 = 4 * (kPruneBins + 32 + 3 + 2 + 3);
+inline constexpr int kPruneSharedBytes4 = 4 * 4 * (kPruneBins + 32 + 3 + 2 + 3);
+inline constexpr int kSelectSharedBytes = 4 * (2 * kPruneBins + 32 + 8);
 
 // Bytes of dynamic shared memory of attend_kernel, in its order.
 struct AttendLayout {
   int select;  // SelectShared or ExactShared
   int list;    // int2 [budget]: block, offset in it
-  int part;    // float [heads][head_dim]
-  int stats;   // float [8] maxima, [8] sums of the CTA; [8 warps][8 maxima, 8 sums] after 32
+  int inbox;   // float [cluster][heads * head_dim / cluster]
+  int stats;   // float [8 CTAs][8 maxima, 8 sums], then the same of the warps
   int slots;   // uint2 [score_ctas * slots]; later float [warps][heads][head_dim]
   int total;
 };
@@ -35,9 +35,9 @@ FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, i
   AttendLayout l{};
   l.select = 0;
   l.list = kSelectSharedBytes;
-  l.part = (l.list + 8 * budget + 15) / 16 * 16;
-  l.stats = l.part + 4 * heads * head_dim;
-  l.slots = l.stats + 4 * (32 + 16 * 8);
+  l.inbox = (l.list + 8 * budget + 15) / 16 * 16;
+  l.stats = l.inbox + 4 * heads * head_dim;
+  l.slots = l.stats + 4 * 2 * 16 * 8;
   int rest = 8 * slots;
   const int sums = threads / 32 * heads * head_dim * 4;
   const int query = 16 * index_dims * 4 + 16;

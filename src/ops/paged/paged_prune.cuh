@@ -1,8 +1,8 @@
 // Exact pruning inside one CTA: of the keys that its threads hold, publish at least the `quota` best
-// and at most `slots`, and say which key bounds those kept back. A reader that finds the wanted
-// threshold above every CTA's bound knows that it has seen enough.
+// and at most `slots`, and their bounds: (no key kept back is above x, the best key is y, few or none published are
+// below z, w are published). A reader that finds the wanted threshold at or above every CTA's x has seen enough.
 //
-// The first cut looks at one value a thread, its best key: the quota-th best of these is at or below
+// The first cut looks at few samples, each the best of some keys: the quota-th best of these is at or below
 // the quota-th best key, and little is above it. Ranges narrow by 2^9 a round where more than `slots`
 // keys pass; only equal keys can still overflow, and of these it does not matter which are kept back.
 //
@@ -29,34 +29,41 @@ struct BinFound {
   u32 through;  // with the bin
 };
 
-// From the top bin down, where `above` plus the counts reaches `target`. Called by whole warps;
-// sums[i] is the sum of counts[32 * i ..+ 32].
-template <int kChunks>
-__device__ __forceinline__ BinFound find_bin(const u32* counts, const u32* sums, u32 above, u32 target) {
+// From the top bin down, where `above` plus the counts reaches `target`. Called by whole warps; lane l looks at 16 bins.
+__device__ __forceinline__ BinFound find_bin(const u32* counts, u32 above, u32 target) {
+  constexpr int kEach = kPruneBins / 32;
   const int lane = threadIdx.x & 31;
-  const u32 c = lane < kChunks ? sums[kChunks - 1 - lane] : 0U;
-  u32 x = c;
+  const int lowest = (31 - lane) * kEach;
+  u32 c[kEach];
+  u32 sum = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; i += 4) {
+    const uint4 v = *reinterpret_cast<const uint4*>(counts + lowest + i);
+    c[i] = v.x;
+    c[i + 1] = v.y;
+    c[i + 2] = v.z;
+    c[i + 3] = v.w;
+    sum += v.x + v.y + v.z + v.w;
+  }
+  u32 x = sum;
 #pragma unroll
   for (int o = 1; o < 32; o <<= 1) {
     const u32 y = __shfl_up_sync(kFullWarp, x, o);
     if (lane >= o) x += y;
   }
-  const u32 hit = __ballot_sync(kFullWarp, lane < kChunks && above + x >= target);
+  const u32 hit = __ballot_sync(kFullWarp, above + x >= target);
   if (hit == 0) return {-1, 0, 0};
-  const int first = __ffs(hit) - 1;
-  const u32 base = above + __shfl_sync(kFullWarp, x - c, first);
-  const int chunk = kChunks - 1 - first;
-  const u32 d = counts[chunk * 32 + 31 - lane];
-  u32 y = d;
+  BinFound f = {-1, 0, 0};
+  u32 through = above + x - sum;
 #pragma unroll
-  for (int o = 1; o < 32; o <<= 1) {
-    const u32 z = __shfl_up_sync(kFullWarp, y, o);
-    if (lane >= o) y += z;
+  for (int i = kEach - 1; i >= 0; --i) {
+    const u32 before = through;
+    through += c[i];
+    if (f.bin < 0 && through >= target) f = {lowest + i, before, through};
   }
-  const int l = __ffs(__ballot_sync(kFullWarp, base + y >= target)) - 1;
-  const u32 through = base + __shfl_sync(kFullWarp, y, l);
-  const u32 count = __shfl_sync(kFullWarp, d, l);
-  return {chunk * 32 + 31 - l, through - count, through};
+  const int first = __ffs(hit) - 1;
+  return {__shfl_sync(kFullWarp, f.bin, first), __shfl_sync(kFullWarp, f.before, first),
+          __shfl_sync(kFullWarp, f.through, first)};
 }
 
 // Bits to drop from a difference so that it counts below 2^bits.
@@ -69,8 +76,8 @@ __device__ __forceinline__ int bin_shift(u32 range, int bits) {
 template <int kSets>
 struct PruneShared {
   u32 hist[kSets * kPruneBins];
-  u32 sums[kSets * 16];
-  u32 warps[kSets * 16];
+  u32 warps[kSets * 32];
+  BinFound found[kSets];
   u32 highest[kSets];
   u32 lowest[kSets];
 
@@ -82,22 +89,20 @@ struct PruneShared {
       lowest[threadIdx.x] = 0xFFFFFFFFU;
     }
   }
-  __device__ void add_chunks() {
-    const int lane = threadIdx.x & 31;
-    for (int i = threadIdx.x >> 5; i < kSets * 16; i += blockDim.x >> 5) {
-      const u32 s = __reduce_add_sync(kFullWarp, hist[i * 32 + lane]);
-      if (lane == 0) sums[i] = s;
+  // All threads of the CTA, after a barrier; several sets share the work, one warp a set.
+  __device__ BinFound find(int set, u32 above, u32 target) {
+    if constexpr (kSets == 1) {
+      return find_bin(hist, above, target);
+    } else {
+      const int warp = threadIdx.x >> 5;
+      if (warp < kSets) {
+        const BinFound f = find_bin(hist + warp * kPruneBins, __shfl_sync(kFullWarp, above, warp),
+                                    __shfl_sync(kFullWarp, target, warp));
+        if ((threadIdx.x & 31) == 0) found[warp] = f;
+      }
+      __syncthreads();
+      return found[set];
     }
-  }
-  __device__ BinFound find(int set, u32 above, u32 target) const {
-    BinFound mine = find_bin<16>(hist, sums, __shfl_sync(kFullWarp, above, 0), __shfl_sync(kFullWarp, target, 0));
-#pragma unroll
-    for (int s = 1; s < kSets; ++s) {
-      const BinFound other = find_bin<16>(hist + s * kPruneBins, sums + s * 16, __shfl_sync(kFullWarp, above, s),
-                                          __shfl_sync(kFullWarp, target, s));
-      if (s == set) mine = other;
-    }
-    return mine;
   }
 };
 
@@ -127,31 +132,30 @@ __device__ __forceinline__ void place_items(PruneShared<kSets>& s, int set, u32 
     const u32 y = __shfl_up_sync(kFullWarp, x, o);
     if (lane >= o) x += y;
   }
-  if (lane >= 32 - kSets) s.warps[set * 16 + warp] = x;
+  if (lane >= 32 - kSets) s.warps[set * 32 + warp] = x;
   __syncthreads();
   place = x - mine;
   total = 0;
+#pragma unroll 4
   for (int w = 0; w < static_cast<int>(blockDim.x >> 5); ++w) {
-    const u32 n = s.warps[set * 16 + w];
+    const u32 n = s.warps[set * 32 + w];
     if (w < warp) place += n;
     total += n;
   }
 }
 
-// keys[i * blockDim.x + threadIdx.x], i < n: this thread's. `best`, `least` of them (0, all ones: none).
-// token(i): the position of the i-th. out: the set's slots, or null. dropped: the set's bound.
+// keys[i * blockDim.x + threadIdx.x], i < n: this thread's; best: of them (0: none).
+// token(i): the position of the i-th. out: the set's slots, or null. bounds: of the set (thread t < kSets: set t).
 template <int kSets, bool kFloatKeys, class TokenOf>
-__device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, int n, u32 best, u32 least, u32 quota,
-                                      u32 slots, uint2* out, u32* dropped, const TokenOf& token) {
+__device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, int n, u32 best, u32 quota, u32 slots,
+                                      uint2* out, uint4* bounds, const TokenOf& token) {
   const int nt = blockDim.x;
   const int tid = threadIdx.x;
   const int lane = tid & 31;
   const int set = tid & (kSets - 1);
-  const bool by_best = quota * 4 * kSets <= static_cast<u32>(nt);
   {
-    const u32 low = by_best ? (best != 0 ? best : 0xFFFFFFFFU) : least;
     const u32 h = sets_max<kSets>(best);
-    const u32 l = ~sets_max<kSets>(~low);
+    const u32 l = ~sets_max<kSets>(best != 0 ? ~best : 0U);
     if (lane < kSets) {
       atomicMax(&s.highest[lane], h);
       atomicMin(&s.lowest[lane], l);
@@ -166,21 +170,25 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, in
   }
   int shift = bin_shift(highest - low, 9);
   u32* hist = s.hist + set * kPruneBins;
-  if (by_best) {
-    if (best != 0) atomicAdd(&hist[best < low ? 0U : (best - low) >> shift], 1U);
-  } else {
-    for (int i = 0; i < n; ++i) {
-      const u32 k = keys[i * nt + tid];
-      if (k != 0) atomicAdd(&hist[k < low ? 0U : (k - low) >> shift], 1U);
+  // Samples, the best of every `group` keys: at least four for each key wanted, where there are that many.
+  const int group = max(1, n * (nt / kSets) / static_cast<int>(4 * quota));
+  for (int i = 0; i < n; i += group) {
+    u32 k = 0;
+    if (group >= n) {
+      k = best;
+    } else {
+      const int end = min(n, i + group);
+#pragma unroll 4
+      for (int j = i; j < end; ++j) k = max(k, keys[j * nt + tid]);
     }
+    if (k != 0) atomicAdd(&hist[k < low ? 0U : (k - low) >> shift], 1U);
   }
-  __syncthreads();
-  s.add_chunks();
   __syncthreads();
   const BinFound first = s.find(set, 0, quota);
   u32 threshold = first.bin <= 0 ? 1U : low + (static_cast<u32>(first.bin) << shift);
 
   u32 mine = 0;
+#pragma unroll 4
   for (int i = 0; i < n; ++i) mine += keys[i * nt + tid] >= threshold ? 1U : 0U;
   u32 place;
   u32 total;
@@ -191,9 +199,11 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, in
   u32 to = highest;
   bool stuck = false;
   bool refined = false;
-  while (__syncthreads_or(total > slots && !stuck)) {
+  // With one set `total` and `stuck` are the same in all threads.
+  while (kSets == 1 ? total > slots && !stuck : __syncthreads_or(total > slots && !stuck) != 0) {
     refined = true;
     const bool active = total > slots && !stuck;
+    __syncthreads();
     for (int i = tid; i < kSets * kPruneBins; i += nt) s.hist[i] = 0;
     __syncthreads();
     shift = bin_shift(to - from, 9);
@@ -203,8 +213,6 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, in
         if (k >= from && k <= to) atomicAdd(&hist[(k - from) >> shift], 1U);
       }
     }
-    __syncthreads();
-    s.add_chunks();
     __syncthreads();
     const BinFound f = s.find(set, above, quota);
     if (active) {
@@ -219,6 +227,7 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, in
   u32 equal = 0;  // of this thread, where equal keys alone overflow the slots
   u32 equal_place = 0;
   if (refined) {
+    __syncthreads();
     mine = 0;
     for (int i = 0; i < n; ++i) {
       const u32 k = keys[i * nt + tid];
@@ -244,7 +253,10 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, in
     }
   }
   for (u32 i = total + tid / kSets; i < slots; i += nt / kSets) out[i] = make_uint2(0, 0);
-  if (tid < kSets) *dropped = total > slots ? threshold : threshold - 1U;
+  if (tid < kSets) {
+    const u32 lowest = threshold > 1U ? threshold : max(s.lowest[set], 1U);
+    *bounds = make_uint4(total > slots ? threshold : threshold - 1U, highest, lowest, min(total, slots));
+  }
 }
 
 }  // namespace fasa::ops::paged

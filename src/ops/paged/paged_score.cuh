@@ -86,41 +86,21 @@ __device__ __forceinline__ void append_kv(const StepParams& p, const ScoreRow& r
   }
 }
 
-template <int kCount>
-__device__ __forceinline__ void load_dims(const int16_t* from, int (&to)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount / 4; ++i) {
-    const uint2 d = __ldg(reinterpret_cast<const uint2*>(from) + i);
-    to[4 * i] = static_cast<int>(d.x & 0xFFFFU);
-    to[4 * i + 1] = static_cast<int>(d.x >> 16);
-    to[4 * i + 2] = static_cast<int>(d.y & 0xFFFFU);
-    to[4 * i + 3] = static_cast<int>(d.y >> 16);
-  }
-}
-template <int kCount>
-__device__ __forceinline__ void load_floats(const float* from, float (&to)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount / 4; ++i) {
-    const float4 f = __ldg(reinterpret_cast<const float4*>(from) + i);
-    to[4 * i] = f.x;
-    to[4 * i + 1] = f.y;
-    to[4 * i + 2] = f.z;
-    to[4 * i + 3] = f.w;
-  }
-}
-
 template <class Codec, int kFrags, int kSets>
-__global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <= 8 ? 2 : 1)
+__global__ void __launch_bounds__(256, sizeof(typename Codec::Slice) * kFrags <= 8 ? 3 : 2)
     score_kernel(const __grid_constant__ StepParams p) {
   using Slice = typename Codec::Slice;
   using Score = typename Codec::Score;
   constexpr bool kFloat = sizeof(Score) == 4 && static_cast<Score>(0.5F) != static_cast<Score>(0);
   constexpr int kLaneDims = Codec::kLaneDims;
   constexpr int kKeys = kSets == 1 ? 2 : 8;  // of a thread and round
+  constexpr int kDims = 4 * kLaneDims;
+  constexpr int kQueries = 4 * kFrags * kDims;
   extern __shared__ __align__(16) u32 shared[];
   auto& s = *reinterpret_cast<PruneShared<kSets>*>(shared);
-  u32* keys = shared + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4) / 4;
-  touch_parameters(p);
+  // [4 * kFrags heads][kDims] of q * index_scale, zero past the row's heads.
+  float* queries = reinterpret_cast<float*>(shared) + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4) / 4;
+  u32* keys = reinterpret_cast<u32*>(queries + kQueries);
   const PagedShape& shape = p.a.shape;
   const int nt = blockDim.x;
   const int tid = threadIdx.x;
@@ -132,14 +112,30 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
   const int rank = blockIdx.x;
   const ScoreRow r = score_row<kSets>(shape, blockIdx.y);
   s.clear();
+  // dims and index_scale are constants of the model: no kernel of the stream writes them (paged.h).
+  const int64_t plane0 = static_cast<int64_t>(r.plane) * kDims;
+  const int my_dim = __ldg(p.a.dims + plane0 + tid % kDims);
+  const float my_scale = __ldg(p.a.index_scale + plane0 + tid % kDims);
 
   grid_wait();
   grid_launch_dependents();
 
-  const int length = __ldcg(p.a.lengths + r.seq);
+  // Everything that hangs on one load is asked for before any of it is waited for.
+  const int length = p.a.lengths[r.seq];
+  const bool is_f16 = shape.kv_type == PagedKvType::kF16;
+  const auto load_query = [&](int i) {
+    return load_stream<unsigned short>(row_at(p.a.q, r.seq, r.query, r.head0 + min(i / kDims, r.heads - 1)) +
+                                       2 * my_dim);
+  };
+  const auto store_query = [&](int i, unsigned short bits) {
+    queries[i] = i / kDims < r.heads ? half_value(bits, is_f16) * my_scale : 0.0F;
+  };
+  const unsigned short first_query = tid < kQueries ? load_query(tid) : 0;
+  const bool appends = p.a.k_new.data != nullptr;
+  const bool last = rank == ctas - 1;
+
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   const int seen = length - shape.num_query_tokens + r.query + 1;
-  const bool appends = p.a.k_new.data != nullptr;
   const int first_new = appends ? max(0, length - shape.num_query_tokens) : length;
   // Scored: neither a sink nor recent. Nothing at all where every token is kept.
   const bool scores = seen > shape.budget && shape.budget > shape.sinks + shape.recent;
@@ -151,28 +147,31 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
   const char* base =
       static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride + c * static_cast<int>(sizeof(Slice));
   const bool whole_units = (shape.page_size & 15) == 0;
-  // Unit j of this warp's round: places of its tokens g and g + 8.
   const auto unit_of = [&](int round, int j) { return spread_unit((round * (nt >> 5) + warp) * 4 + j, rank, ctas); };
-  // Pages of whole units: one lookup a unit, made a round before its loads are.
+  const auto active = [&](int round) { return unit_of(round, 0) < units; };
+  // Where pages hold whole units, a unit's block is looked up a round before its rows are loaded. Units past the end
+  // are read as the last one, and rows past the end are memory of the cache: their scores are not kept.
   const auto load_blocks = [&](int round, int(&blocks)[4]) {
+    if (!whole_units || !active(round)) return;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int unit = unit_of(round, j);
-      blocks[j] = whole_units && unit < units ? __ldcg(table + place_of(p, unit * 16).page) : 0;
-    }
+    for (int j = 0; j < 4; ++j) blocks[j] = table[place_of(p, min(unit_of(round, j), units - 1) * 16).page];
   };
   const auto load_slices = [&](int round, const int(&blocks)[4], Slice(&v)[8]) {
+    if (!active(round)) return;
+    if (whole_units) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int unit = unit_of(round, j);
-      if (unit < units) {
+      for (int j = 0; j < 4; ++j) {
+        const int offset = place_of(p, min(unit_of(round, j), units - 1) * 16).offset + g;
+        const char* row = base + blocks[j] * p.a.index.block_stride + offset * p.a.index.token_stride;
+        v[2 * j] = load_stream<Slice>(row);
+        v[2 * j + 1] = load_stream<Slice>(row + 8 * p.a.index.token_stride);
+      }
+    } else {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const Place place = place_of(p, min(unit * 16 + g + 8 * i, hi_old - 1));
-          const int block = whole_units ? blocks[j] : __ldcg(table + place.page);
-          v[2 * j + i] =
-              load_stream<Slice>(base + block * p.a.index.block_stride + place.offset * p.a.index.token_stride);
-        }
+      for (int i = 0; i < 8; ++i) {
+        const Place place = place_of(p, min(unit_of(round, i >> 1) * 16 + g + 8 * (i & 1), hi_old - 1));
+        v[i] = load_stream<Slice>(base + table[place.page] * p.a.index.block_stride +
+                                  place.offset * p.a.index.token_stride);
       }
     }
   };
@@ -180,38 +179,29 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
   int blocks[4];
   Slice now[8];
   load_blocks(0, blocks);
-
   load_slices(0, blocks, now);
   load_blocks(1, blocks);
+
+  if (tid < kQueries) store_query(tid, first_query);
+  for (int i = tid + nt; i < kQueries; i += nt) store_query(i, load_query(i));
+  if (last && appends && r.writes_kv) append_kv(p, r, length);
+  __syncthreads();
   // Queries of column g (head g / 2 of a quad, high or low part) for this lane's dims.
-  const bool is_f16 = shape.kv_type == PagedKvType::kF16;
-  const int64_t dims0 = static_cast<int64_t>(r.plane) * (4 * kLaneDims) + c * kLaneDims;
   float x[kFrags][kLaneDims];
   float largest = 0;
-  {
-    int dim[kLaneDims];
-    load_dims<kLaneDims>(p.a.dims + dims0, dim);
 #pragma unroll
-    for (int f = 0; f < kFrags; ++f) {
-      const char* q = row_at(p.a.q, r.seq, r.query, r.head0 + min(4 * f + (g >> 1), r.heads - 1));
+  for (int f = 0; f < kFrags; ++f) {
 #pragma unroll
-      for (int i = 0; i < kLaneDims; ++i) x[f][i] = load_half_fresh(q + 2 * dim[i], is_f16);
+    for (int i = 0; i < kLaneDims; i += 4) {
+      const float4 v = *reinterpret_cast<const float4*>(queries + (4 * f + (g >> 1)) * kDims + c * kLaneDims + i);
+      x[f][i] = v.x;
+      x[f][i + 1] = v.y;
+      x[f][i + 2] = v.z;
+      x[f][i + 3] = v.w;
     }
-    float scale[kLaneDims];
-    load_floats<kLaneDims>(p.a.index_scale + dims0, scale);
 #pragma unroll
-    for (int f = 0; f < kFrags; ++f) {
-#pragma unroll
-      for (int i = 0; i < kLaneDims; ++i) {
-        x[f][i] = 4 * f + (g >> 1) < r.heads ? x[f][i] * scale[i] : 0.0F;
-        largest = fmaxf(largest, fabsf(x[f][i]));
-      }
-    }
+    for (int i = 0; i < kLaneDims; ++i) largest = fmaxf(largest, fabsf(x[f][i]));
   }
-
-  const bool last = rank == ctas - 1;
-  if (last && appends && r.writes_kv) append_kv(p, r, length);
-
   if constexpr (kSets == 1) {
     largest = __uint_as_float(__reduce_max_sync(kFullWarp, __float_as_uint(largest)));
   } else {
@@ -240,14 +230,12 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
   };
   const bool has_head = kSets == 1 || c < r.heads;
   u32 best = 0;
-  u32 least = 0xFFFFFFFFU;
   int n = 0;
   const auto keep = [&](Score score, bool valid) {
     const u32 key = valid ? key_of(score) : 0U;
     keys[n * nt + tid] = key;
     ++n;
     best = max(best, key);
-    least = min(least, key != 0 ? key : 0xFFFFFFFFU);
   };
 
   // The new tokens' codes: slice c of token g, as the tensor cores want it and as memory has it.
@@ -255,15 +243,12 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
   if (last && appends && warp == 0 && (r.writes_index || hi > first_new)) {
     const int position = length - shape.num_query_tokens + g;
     const bool mine = g < shape.num_query_tokens && position >= 0;
-    int dim[kLaneDims];
-    float scale[kLaneDims];
-    float y[kLaneDims];
-    load_dims<kLaneDims>(p.a.dims + dims0, dim);
-    load_floats<kLaneDims>(p.a.index_scale + dims0, scale);
     const char* k = row_at(p.a.k_new, r.seq, mine ? g : 0, r.kv_head);
+    float y[kLaneDims];
 #pragma unroll
     for (int i = 0; i < kLaneDims; ++i) {
-      y[i] = mine ? load_half_fresh(k + 2 * dim[i], is_f16) / scale[i] : 0.0F;
+      const int64_t at = plane0 + c * kLaneDims + i;
+      y[i] = load_half_fresh(k + 2 * __ldg(p.a.dims + at), is_f16) / __ldg(p.a.index_scale + at);
     }
     const Slice code = Codec::encode(y);
     if (mine && r.writes_index) {
@@ -285,16 +270,14 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
       new_keys = 1;
     }
   }
-  __syncthreads();
   if (!scores) return;
 
-  for (int round = 0; unit_of(round, 0) < units; ++round) {
-    Slice next[8];
-    load_slices(round + 1, blocks, next);
-    load_blocks(round + 2, blocks);
+  for (int round = 0; active(round); ++round) {
     Score t[8];
 #pragma unroll
     for (int j = 0; j < 4; ++j) score_tile(now[2 * j], now[2 * j + 1], t[2 * j], t[2 * j + 1]);
+    load_slices(round + 1, blocks, now);
+    load_blocks(round + 2, blocks);
     if constexpr (kSets == 1) {
       // Best over the four lanes of a token; lane c keeps unit c.
       Score u[4];
@@ -316,24 +299,21 @@ __global__ void __launch_bounds__(512, sizeof(typename Codec::Slice) * kFrags <=
         keep(t[i], has_head && token >= lo && token < hi_old);
       }
     }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) now[i] = next[i];
   }
 
   const auto token_of = [&](int i) {
     if (i < new_keys) return first_new + g;
     const int k = i - new_keys;
-    const int round = k / kKeys;
-    const int x_ = k % kKeys;
-    return kSets == 1 ? unit_of(round, c) * 16 + g + 8 * x_ : unit_of(round, x_ >> 1) * 16 + g + 8 * (x_ & 1);
+    const int i_of_round = kSets == 1 ? 2 * c + k % kKeys : k % kKeys;
+    return unit_of(k / kKeys, i_of_round >> 1) * 16 + g + 8 * (i_of_round & 1);
   };
   const int set = r.set0 + (kSets == 1 ? 0 : c);
   const int64_t where = ((static_cast<int64_t>(r.seq) * shape.num_query_tokens + r.query) * shape.num_sets() +
                          (has_head ? set : r.set0)) *
                             ctas +
                         rank;
-  prune<kSets, kFloat>(s, keys, n, best, least, p.plan.quota, p.plan.slots,
-                       has_head ? p.slots + where * p.plan.slots : nullptr, p.dropped + where, token_of);
+  prune<kSets, kFloat>(s, keys, n, best, p.plan.quota, p.plan.slots,
+                       has_head ? p.slots + where * p.plan.slots : nullptr, p.bounds + where, token_of);
 }
 
 template <class Codec>

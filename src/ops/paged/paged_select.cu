@@ -5,9 +5,8 @@
 namespace fasa::ops::paged {
 namespace {
 
-__global__ void __launch_bounds__(256) prune_kernel(const __grid_constant__ SelectParams p) {
+__global__ void __launch_bounds__(1024) prune_kernel(const __grid_constant__ SelectParams p) {
   extern __shared__ __align__(16) u32 shared[];
-  touch_parameters(p);
   auto& s = *reinterpret_cast<PruneShared<1>*>(shared);
   u32* keys = shared + kPruneSharedBytes1 / 4;
   const int nt = blockDim.x;
@@ -35,7 +34,6 @@ __global__ void __launch_bounds__(256) prune_kernel(const __grid_constant__ Sele
   load(0, now);
   __syncthreads();
   u32 best = 0;
-  u32 least = 0xFFFFFFFFU;
   int n = 0;
   for (int round = 0; round < p.plan.score_iterations; ++round) {
     uint4 next[4];
@@ -53,19 +51,17 @@ __global__ void __launch_bounds__(256) prune_kernel(const __grid_constant__ Sele
         keys[n * nt + tid] = key;
         ++n;
         best = max(best, key);
-        least = min(least, key != 0 ? key : 0xFFFFFFFFU);
       }
       now[j] = next[j];
     }
   }
   const int64_t where = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
-  prune<1, true>(s, keys, n, best, least, p.plan.quota, p.plan.slots, p.slots + where * p.plan.slots, p.dropped + where,
+  prune<1, true>(s, keys, n, best, p.plan.quota, p.plan.slots, p.slots + where * p.plan.slots, p.bounds + where,
                  [&](int i) { return token_at(i / 16, i / 4 % 4) + i % 4; });
 }
 
 __global__ void __launch_bounds__(512) pick_kernel(const __grid_constant__ SelectParams p) {
   extern __shared__ __align__(16) char memory[];
-  touch_parameters(p);
   auto& s = *reinterpret_cast<SelectShared*>(memory);
   uint2* slots = reinterpret_cast<uint2*>(memory + kSelectSharedBytes);
   const int count = p.plan.score_ctas * p.plan.slots;
@@ -77,10 +73,10 @@ __global__ void __launch_bounds__(512) pick_kernel(const __grid_constant__ Selec
   grid_launch_dependents();
   const uint2* from = p.slots + static_cast<int64_t>(blockIdx.x) * count;
   for (int i = tid; i < count / 2; i += nt) copy_async16(slots + 2 * i, from + 2 * i);
+  const uint4 bounds = join_bounds(p.bounds + static_cast<int64_t>(blockIdx.x) * p.plan.score_ctas, p.plan.score_ctas);
   copy_async_wait();
   __syncthreads();
-  const Threshold t = find_threshold(
-      s, slots, count, p.a.budget, p.dropped + static_cast<int64_t>(blockIdx.x) * p.plan.score_ctas, p.plan.score_ctas);
+  const Threshold t = find_threshold(s, slots, count, p.a.budget, bounds);
   u32 n = t.kept;
   if (t.exact) {
     emit_kept(s.warps, slots, count, t, [&](int token, u32 i) { kept[i] = token; });

@@ -14,8 +14,8 @@ namespace fasa::ops::paged {
 struct SelectParams {
   PagedSelectArgs a;
   PagedSelectPlan plan;
-  uint2* slots = nullptr;  // [rows][score_ctas][plan.slots]
-  u32* dropped = nullptr;  // [rows][score_ctas]
+  uint2* slots = nullptr;   // [rows][score_ctas][plan.slots]
+  uint4* bounds = nullptr;  // [rows][score_ctas]
 };
 
 using SelectKernel = void (*)(const SelectParams);

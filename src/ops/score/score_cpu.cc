@@ -202,6 +202,12 @@ struct PackedQueries {
   float* steps;    // [num_q_heads]
 };
 
+float dot(const float* a, const float* b, int64_t n) {
+  float sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
 // Gathers each head's dominant dims and quantises them to 16 bits.
 PackedQueries pack_queries(Context& context, const ScoreArgs& args) {
   const int64_t num_fcs = args.index.shape.num_fcs;
@@ -211,11 +217,14 @@ PackedQueries pack_queries(Context& context, const ScoreArgs& args) {
   const float limit = std::min(32767.0F, std::floor(2147483000.0F / (254.0F * static_cast<float>(num_fcs))));
   for (int64_t head = 0; head < heads; ++head) {
     const int64_t plane = head * args.index.shape.num_planes / heads;
-    const int16_t* dims = args.index.dims + plane * num_fcs * 2;
+    const int64_t first = plane * num_fcs * 2;
     float* floats = packed.floats + head * num_fcs * 2;
     float max_abs = 0;
     for (int64_t i = 0; i < num_fcs * 2; ++i) {
-      floats[i] = args.q.at(head)[dims[i]];
+      floats[i] = args.index.basis == nullptr
+                      ? args.q.at(head)[args.index.dims[first + i]]
+                      : dot(args.index.basis + (first + i) * args.q.head_dim, args.q.at(head), args.q.head_dim);
+      if (args.index.weights != nullptr) floats[i] *= args.index.weights[(first + i) / 2];
       max_abs = std::max(max_abs, std::abs(floats[i]));
     }
     const bool usable = max_abs > 0 && std::isfinite(max_abs);

@@ -17,4 +17,9 @@ void exact_score_ref(Context& context, const ExactScoreArgs& args);
 std::string exact_score_cpu_supports(const ExactScoreArgs& args);
 void exact_score_cpu(Context& context, const ExactScoreArgs& args);
 
+std::string column_score_ref_supports(const ColumnScoreArgs& args);
+void column_score_ref(Context& context, const ColumnScoreArgs& args);
+std::string column_score_cpu_supports(const ColumnScoreArgs& args);
+void column_score_cpu(Context& context, const ColumnScoreArgs& args);
+
 }  // namespace fasa::ops

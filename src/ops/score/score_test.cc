@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -349,6 +350,142 @@ TEST(ExactScore, IsTheProductWithTheKeys) {
           }
         }
       }
+}
+
+TEST(ExactScore, OfGivenRowsIsThatOfAllRows) {
+  Case c(Shape{});
+  const std::vector<int32_t> rows = {5, 5, 99, 0, 3, -7, 1, 2, 64, 63, 0, 0};  // 2 lists of 6
+  const std::vector<int64_t> counts = {5, 4};
+  for (const GroupReduce reduce : {GroupReduce::kNone, GroupReduce::kMax}) {
+    for (const auto& implementation : exact_score_implementations()) {
+      const int64_t sets = reduce == GroupReduce::kNone ? 6 : 2;
+      std::vector<float> all(static_cast<size_t>(sets * 128));
+      std::vector<float> some(static_cast<size_t>(sets * 6), kSentinel);
+      ExactScoreArgs args;
+      args.q = {c.queries.data(), 6, 64, 67};
+      args.k = c.cache;
+      args.bias = c.bias.data();
+      args.reduce = reduce;
+      args.scores = all.data();
+      args.scores_stride = 128;
+      Context context(make_thread_executor(2));
+      implementation.run(context, args);
+      args.rows = rows.data();
+      args.rows_stride = 6;
+      args.num_kept = counts.data();
+      args.scores = some.data();
+      args.scores_stride = 6;
+      check(args);
+      implementation.run(context, args);
+      for (int64_t set = 0; set < sets; ++set) {
+        const int64_t g = set * 2 / sets;
+        for (int64_t i = 0; i < 6; ++i) {
+          const float got = some[set * 6 + i];
+          EXPECT_EQ(got, i < counts[g] ? all[set * 128 + rows[g * 6 + i]] : kSentinel) << implementation.name;
+        }
+      }
+      EXPECT_LT(bytes(args), 9 * (256 + 3 * 4) + 1);
+    }
+  }
+}
+
+TEST(ColumnScore, IsTheProductOverTheChosenDims) {
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal;
+  for (const int64_t rows : {1, 31, 33, 2500}) {
+    const int64_t stride = (rows + 31) / 32 * 32;
+    std::vector<uint16_t> columns(static_cast<size_t>(2 * 64 * stride));
+    for (uint16_t& x : columns) x = f32_to_f16(normal(random));
+    std::vector<float> q(static_cast<size_t>(6 * 64));
+    for (float& x : q) x = normal(random);
+    std::vector<float> bias(static_cast<size_t>(rows));
+    for (float& x : bias) x = random() % 4 == 0 ? -std::numeric_limits<float>::infinity() : 0.0F;
+    std::vector<int16_t> dims;
+    for (int i = 0; i < 2 * 7; ++i) dims.push_back(static_cast<int16_t>(random() % 64));
+    for (const auto& implementation : column_score_implementations()) {
+      std::vector<float> out(static_cast<size_t>(6 * (rows + 1)), kSentinel);
+      ColumnScoreArgs args;
+      args.q = {q.data(), 6, 64, 64};
+      args.columns = columns.data();
+      args.columns_stride = stride;
+      args.num_kv_heads = 2;
+      args.dims = dims.data();
+      args.num_dims = 7;
+      args.num_rows = rows;
+      args.bias = bias.data();
+      args.scores = out.data();
+      args.scores_stride = rows + 1;
+      check(args);
+      Context context(make_thread_executor(2));
+      implementation.run(context, args);
+      for (int64_t head = 0; head < 6; ++head) {
+        EXPECT_EQ(out[head * (rows + 1) + rows], kSentinel);
+        for (int64_t row = 0; row < rows; ++row) {
+          double sum = bias[row];
+          for (int i = 0; i < 7; ++i) {
+            const int64_t c = dims[head / 3 * 7 + i];
+            sum += static_cast<double>(q[head * 64 + c]) * f16_to_f32(columns[(head / 3 * 64 + c) * stride + row]);
+          }
+          const float got = out[head * (rows + 1) + row];
+          if (std::isinf(sum)) {
+            ASSERT_EQ(got, sum);
+          } else {
+            ASSERT_NEAR(got, sum, 1e-4) << implementation.name << " " << row;
+          }
+        }
+      }
+    }
+  }
+}
+
+// A basis of unit vectors is a choice of dims, and a weight multiplies an FC's part.
+TEST(Score, BasisAndWeights) {
+  for (const IndexType type : {IndexType::kF16, IndexType::kI8, IndexType::kI4}) {
+    Shape shape;
+    shape.type = type;
+    Case c(shape);
+    std::vector<float> basis(c.dims.size() * 64, 0.0F);
+    for (size_t i = 0; i < c.dims.size(); ++i) basis[i * 64 + static_cast<size_t>(c.dims[i])] = 1;
+    std::vector<std::byte> storage(c.storage.size());
+    std::vector<int64_t> rows(static_cast<size_t>(shape.capacity));
+    std::iota(rows.begin(), rows.end(), 0);
+    AppendArgs write;
+    write.rows = rows;
+    write.cache = c.cache;
+    write.index = {storage.data(), c.index.shape, nullptr, basis.data()};
+    Context context(make_serial_executor());
+    append(context, write);
+    EXPECT_EQ(storage, c.storage);
+
+    const std::vector<float> weights = {0, 1, 2, 3, 4, 5, 6, 7, 1, 1, 0.5F, 1, 1, 1, 1, 1};
+    for (const auto& implementation : score_implementations()) {
+      std::vector<float> got;
+      ScoreArgs args = c.args(got, GroupReduce::kNone, false);
+      args.index = write.index;
+      args.index.weights = weights.data();
+      check(args);
+      implementation.run(context, args);
+      for (int64_t head = 0; head < 6; ++head) {
+        for (int64_t row = 0; row < shape.rows; ++row) {
+          double wanted = 0;
+          double largest = 0;
+          double size = 0;
+          for (int64_t i = 0; i < 16; ++i) {
+            const int64_t at = head / 3 * 16 + i;
+            const double q = static_cast<double>(c.queries[head * 67 + c.dims[at]]) * weights[at / 2];
+            const double k = c.keys[(row * 2 + head / 3) * 64 + c.dims[at]];
+            wanted += q * k;
+            size += std::abs(q);
+            largest = std::max(largest, std::abs(k));
+          }
+          const double levels = type == IndexType::kI4 ? 7 : 127;
+          const double of_key = type == IndexType::kF16 ? largest * 0x1p-11 : largest / levels * 0.51;
+          ASSERT_NEAR(got[head * args.scores_stride + row], wanted, size * (of_key + largest * 1e-3))
+              << implementation.name;
+        }
+      }
+    }
+  }
 }
 
 }  // namespace

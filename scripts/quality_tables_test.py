@@ -1,0 +1,71 @@
+"""Runs scripts/quality_tables on a few rows made by hand. Usage: quality_tables_test.py"""
+
+import importlib.machinery
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+
+SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "quality_tables")
+sys.dont_write_bytecode = True
+loader = importlib.machinery.SourceFileLoader("quality_tables", SCRIPT)
+tables = importlib.util.module_from_spec(importlib.util.spec_from_loader("quality_tables", loader))
+loader.exec_module(tables)
+
+
+def kl_row(settings, text, blocks, budget=256, context=4096):
+    return {**settings, "key": "%s %s %s" % (json.dumps(settings), text, budget), "measure": "kl", "budget": budget,
+            "context": context, "model": tables.SMOLLM2 + ".gguf", "text": "texts/" + text + ".txt", "kl_blocks": blocks,
+            "kl_mean": sum(blocks) / len(blocks), "top1_agreement": 0.9, "kv_bytes_read_per_token": 1024,
+            "index_bytes_read_per_token": 1024}
+
+
+class Tables(unittest.TestCase):
+    def test_a_ratio_of_the_same_blocks_is_certain(self):
+        ours = [0.01, 0.02, 0.03, 0.08]
+        rows = [kl_row(tables.DEFAULT, "bible", ours),
+                kl_row({**tables.DEFAULT, "n_tip": "4"}, "bible", [2 * x for x in ours])]
+        base = tables.Kl(rows, tables.SMOLLM2, 4096, 256, tables.DEFAULT)
+        other = tables.Kl(rows, tables.SMOLLM2, 4096, 256, {**tables.DEFAULT, "n_tip": "4"})
+        self.assertEqual(tables.ratio(other, base), "2.00 [2.00, 2.00]")
+        low, high = tables.interval([draw[0] for draw in tables.resampled([base], ["bible"])])
+        self.assertLess(low, 0.035)
+        self.assertGreater(high, 0.035)
+
+    def test_an_interval_covers_95_percent(self):
+        self.assertEqual(tables.interval(list(range(1000))), (25, 974))
+
+    def test_texts_that_only_one_has_do_not_count(self):
+        rows = [kl_row(tables.DEFAULT, "bible", [0.1, 0.1]), kl_row(tables.DEFAULT, "debian", [9.0, 9.0]),
+                kl_row({"policy": "oracle", "dense_layers": 2}, "bible", [0.2, 0.2])]
+        base = tables.Kl(rows, tables.SMOLLM2, 4096, 256, tables.DEFAULT)
+        oracle = tables.Kl(rows, tables.SMOLLM2, 4096, 256, {"policy": "oracle"})
+        self.assertEqual(tables.ratio(base, oracle), "0.50 [0.50, 0.50]")
+
+    def test_overlap(self):
+        def profile(values):
+            return {"layers": [{"measures": {"variance": [values]}}, {"measures": {}}]}
+        self.assertEqual(tables.overlap(profile([4, 3, 2, 1]), profile([4, 1, 2, 3]), "variance", 0.5), 0.5)
+
+    def test_documents_are_filled_again_and_again(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, "kl.jsonl"), "w") as file:
+                file.write(json.dumps(kl_row(tables.DEFAULT, "bible", [0.1, 0.3])) + "\n")
+            document = os.path.join(folder, "page.md")
+            with open(document, "w") as file:
+                file.write("before\n<!-- table kl-smollm2 -->\nold\n<!-- end -->\n<!-- table longform -->\n<!-- end -->\nafter\n")
+            for _ in range(2):
+                subprocess.run([SCRIPT, folder, folder, document], check=True)
+                with open(document) as file:
+                    page = file.read()
+            self.assertNotIn("old", page)
+            self.assertEqual(page.count("fasa, the default | 0.2000 |"), 1)
+            self.assertIn("Not measured yet.", page)
+            self.assertTrue(page.startswith("before\n") and page.endswith("after\n"))
+
+
+if __name__ == "__main__":
+    unittest.main()
