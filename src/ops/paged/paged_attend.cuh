@@ -96,7 +96,7 @@ __device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2
     const u32 last = min(to, from + (static_cast<u32>(f.bin) << shift) + ((1U << shift) - 1U));
     const u32 first = f.bin == 0 ? least : from + (static_cast<u32>(f.bin) << shift);
     const u32 inside = f.through - f.before;
-    if (f.through == need && f.bin != 0) {
+    if (f.through == need && first > bounds.x) {
       t.key = first - 1U;
       break;
     }

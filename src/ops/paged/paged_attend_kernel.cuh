@@ -462,7 +462,18 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   for (int i = 0; i < Partial<kDim>::kTiles * 4; ++i) {
     o.out[i][0] = o.out[i][1] = o.out[i][2] = o.out[i][3] = 0.0F;
   }
-  for (int first = tid / 32 * 16; first < n; first += kThreads / 32 * 16) {
+  constexpr int kStep = kThreads / 32 * 16;
+  constexpr int kLines = (kDim * 2 + 127) / 128;  // of a row of K or V
+  for (int first = tid / 32 * 16; first < n; first += kStep) {
+    // The next tile's rows come to L2 meanwhile.
+    for (int i = lane; i < 16 * kLines; i += 32) {
+      const int row = first + kStep + i / kLines;
+      if (row < n) {
+        const int2 at = list[row];
+        prefetch_l2(k_base + at.x * p.a.k.block_stride + at.y * p.a.k.token_stride + i % kLines * 128);
+        prefetch_l2(v_base + at.x * p.a.v.block_stride + at.y * p.a.v.token_stride + i % kLines * 128);
+      }
+    }
     attend_tile<kDim, kF16>(p, list, first, n, q, k_base, v_base, o);
   }
   combine<kDim, kF16>(p, r, n, o, exchange);
