@@ -101,7 +101,8 @@ def decode(
     out          the shape of q, or None for a new tensor
 
     Returns out, or a DecodeResult if return_lse or return_kept is set. On CUDA nothing checks the values in
-    block_table, lengths and dims; on the CPU they are checked.
+    block_table, lengths and dims; on the CPU they are checked. dims, index_scale and sink_logits are constants of the
+    layer: on CUDA nothing in flight on the stream may still be writing them.
 
     RuntimeError: one sentence that says which argument is wrong and what to give.
     """

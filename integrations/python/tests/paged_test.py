@@ -95,7 +95,7 @@ def test_write_index_encodes_what_its_slots_name(device, index_dtype):
     expected = torch.zeros_like(case.index)
     for slot in (5, 40, 7):
         for plane in range(2):
-            x = case.k_cache[slot // 16, plane, slot % 16][case.dims[plane].long()].float() / case.scale[plane]
+            x = case.k_cache[slot // 16, plane, slot % 16][case.dims[plane].long()].float() * (1 / case.scale[plane])
             if index_dtype == torch.uint8:
                 low, high = x.round().clamp(-7, 7).to(torch.int32).remainder(16).unflatten(0, (-1, 2)).unbind(1)
                 x = low | high << 4
