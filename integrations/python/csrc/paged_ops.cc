@@ -2,8 +2,6 @@
 // torch's threads.
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
-
 #include "integrations/python/csrc/tensor_args.h"
 
 namespace fasa::python {
