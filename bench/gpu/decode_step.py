@@ -225,22 +225,18 @@ def sweep(pool, shapes, own_tokens):
         shape = pool.shape(batch, context, budget, own_tokens)
         found = []
         for ctas in (1, 2, 4, 8, 16, 32, 64):
-            for threads in (128, 256):
-                for cluster in (1, 2, 4, 8):
-                    for attend in (128, 256):
-                        plan = paged.plan(shape)
-                        rows = plan.score_rows * ctas
-                        if not 64 <= rows <= 4096 or not 64 <= plan.attend_rows * cluster <= 1056:
-                            continue
-                        plan.score_ctas, plan.score_threads, plan.cluster, plan.attend_threads = ctas, threads, cluster, attend
-                        library.complete_plan(shape, plan)
-                        if plan.score_smem > 113000 or plan.attend_smem > 113000:
-                            continue
-                        found.append((time_step(pool, batch, context, budget, own_tokens, plan)[0], ctas, threads, cluster, attend))
+            for cluster in (1, 2, 4, 8):
+                plan = paged.plan(shape)
+                if not 64 <= plan.score_rows * ctas <= 4096 or not 64 <= plan.attend_rows * cluster <= 1056:
+                    continue
+                plan.score_ctas, plan.cluster = ctas, cluster
+                library.complete_plan(shape, plan)
+                if plan.score_smem <= 113000 and plan.attend_smem <= 113000:
+                    found.append((time_step(pool, batch, context, budget, own_tokens, plan)[0], ctas, cluster))
         p = paged.plan(shape)
         ours = time_step(pool, batch, context, budget, own_tokens)[0]
-        print(f"{batch}x{context // K}K {budget} own={own_tokens}: plan {p.score_ctas}x{p.score_threads},{p.cluster}x{p.attend_threads}"
-              f" {ours:.1f} | " + "  ".join(f"{t:.1f} {c}x{n},{k}x{a}" for t, c, n, k, a in sorted(found)[:5]), flush=True)
+        print(f"{batch}x{context // K}K {budget} own={own_tokens}: plan {p.score_ctas},{p.cluster} {ours:.1f} | "
+              + "  ".join(f"{t:.1f} {c},{k}" for t, c, k in sorted(found)[:6]), flush=True)
 
 
 def main():
@@ -283,8 +279,7 @@ def main():
                              dense_us=round(dense[batch, context][0], 2))
                     print(f"{name:7} {batch:2}x{context // K:<3}K budget {budget:4} {'head ' if own_tokens else 'group'}"
                           f" {times[0]:8.2f} [{times[1]:.2f}, {times[2]:.2f}] floor {floor:7.2f} 1.2x+5 {1.2 * floor + 5:7.2f}"
-                          f" dense {dense[batch, context][0]:8.1f}  plan {plan.path} {plan.score_ctas}x{plan.score_threads}"
-                          f" {plan.cluster}x{plan.attend_threads}", flush=True)
+                          f" dense {dense[batch, context][0]:8.1f}  plan {plan.path} {plan.score_ctas},{plan.cluster}", flush=True)
     for batch, context in ((1, 8 * K), (1, 32 * K), (1, 128 * K), (4, 128 * K), (16, 32 * K)):
         times = time_chain(pool, batch, context, 256)
         rows.add(times, op="decode_step", impl="torch_chain", dtype="bf16", index_dtype="bf16", index_bytes_per_token=64,
