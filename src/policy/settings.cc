@@ -45,18 +45,6 @@ void check(const PolicySettings& settings) {
   }
 }
 
-PolicyKind parse_policy(std::string_view name) {
-  std::string known;
-  for (const PolicyInfo& policy : policy_infos()) {
-    if (name == policy.name) return policy.kind;
-    known += std::string(known.empty() ? "" : ", ") + policy.name;
-  }
-  if (name == "zsmerge") return PolicyKind::kZeroMerge;  // the paper's later title
-  throw Error(ErrorCode::kInvalidArgument, fmt::format("policy '{}' is not known: choose one of {}.", name, known));
-}
-
-const char* policy_name(PolicyKind kind) { return policy_info(kind).name; }
-
 int64_t forced_recent(const PolicySettings& settings) {
   return settings.kind == PolicyKind::kStreaming ? settings.budget - settings.sinks : settings.recent;
 }
