@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "fasa/index.h"
 
@@ -57,6 +58,10 @@ struct PolicySettings {
   bool share_fcs = true;               // one set of FCs for a KV group (a smaller index)
   bool share_tokens = false;           // one choice of tokens for a KV group (max of the heads' scores)
   int64_t dense_layers = 2;            // the first layers keep full attention
+  std::vector<int32_t> dense_list;     // and so do these
+  std::string weights;                 // measure that multiplies an FC's score (mean of the plane's heads); empty: none
+  bool n_tip_by_layer = false;         // layers share out N_tip times their number by what an FC adds
+  double budget_slope = 0;  // the first sparse layer's budget is 1 + slope times `budget`, the last 1 - slope
   IndexType index_type = IndexType::kI8;
   int64_t page = 16;           // rows of a page (policies that choose pages)
   int64_t window = 32;         // last queries that are looked at (PolicyInfo::observes_prefill)
@@ -71,6 +76,8 @@ void check(const PolicySettings& settings);
 PolicyKind parse_policy(std::string_view name);
 const char* policy_name(PolicyKind kind);
 IndexType parse_index_type(std::string_view name);  // "f16", "int8", "int4"
+
+bool is_dense_layer(const PolicySettings& settings, int32_t layer);
 
 // N_tip for a head of `num_fcs` FCs: at least 1, at most num_fcs.
 int64_t fcs_per_head(const PolicySettings& settings, int64_t num_fcs);
