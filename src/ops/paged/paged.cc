@@ -205,12 +205,17 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   check(s);
   if (!paged_fused_refusal(s, device).empty()) return generic_plan(s);
   PagedPlan p;
-  // One wave of CTAs (two an SM) where the tokens fit, none with less than 512 tokens.
-  const int64_t wave = int64_t{device.num_sms} * 2;
+  // One wave of CTAs (three an SM) where the tokens fit, none with less than 512 tokens; more, of 8K tokens each, for
+  // longer rows, or of 16K where there are two waves anyway.
+  const int64_t wave = int64_t{device.num_sms} * 3;
   p.score_ctas = floor_power2(std::clamp<int64_t>(wave / score_rows(s), 1, 64));
   while (p.score_ctas > 1 && s.max_length / p.score_ctas < 512) p.score_ctas /= 2;
-  const int64_t per_cta = four_sets(s) ? 4096 : 8192;
-  while (p.score_ctas < 64 && s.max_length / p.score_ctas > per_cta) p.score_ctas *= 2;
+  const auto crowded = [&] {
+    const int64_t per_cta = s.max_length / p.score_ctas;
+    if (four_sets(s)) return per_cta > 4096;
+    return per_cta > (score_rows(s) * p.score_ctas >= 2 * wave ? 16384 : 8192);
+  };
+  while (p.score_ctas < 64 && crowded()) p.score_ctas *= 2;
   // Clusters that fill the SMs once, or pairs that fill them twice; none with less than 32 tokens a CTA.
   const int64_t attending = attend_rows(s);
   p.cluster = floor_power2(std::clamp<int64_t>(device.num_sms / attending, 1, 8));
@@ -234,7 +239,7 @@ PagedSelectPlan paged_select_plan(const PagedSelectArgs& a, const PagedDevice& d
   const int64_t wave = int64_t{device.num_sms} * 3;
   p.score_ctas = floor_power2(std::clamp<int64_t>(wave / a.num_rows, 1, 64));
   while (p.score_ctas > 1 && a.num_tokens / p.score_ctas < 1024) p.score_ctas /= 2;
-  while (p.score_ctas < 1024 && a.num_tokens / p.score_ctas > 16384) p.score_ctas *= 2;
+  while (p.score_ctas < 1024 && a.num_tokens / p.score_ctas > 8192) p.score_ctas *= 2;
   set_quota(a.budget, p.score_ctas, p.quota, p.slots);
   p.score_iterations = static_cast<int32_t>(ceil_div(a.num_tokens, int64_t{paged::kThreads} * 16 * p.score_ctas));
   p.score_smem = paged::kPruneSharedBytes1 + 4 * int64_t{paged::kThreads} * 16 * p.score_iterations;

@@ -4,12 +4,14 @@
 //
 // Mapping: score_ctas CTAs a row, a row being (sequence, query token, KV head [, quad of heads]), and one more for
 //   the new tokens. A row's tokens go round its CTAs 16 at a time, so that a hot window of neighbours spreads over all
-//   of them. A warp takes 4 such units at a time and has the next 8 in flight.
+//   of them. A warp takes 4 such units at a time, and asks for the next 4 as soon as their scores are out of the
+//   registers; three CTAs an SM cover the rest of the latency.
 // Memory: index_row_bytes a token, read once; a few hundred (key, token) pairs a CTA written.
 // Numerics: paged.h. Integer keys are exact.
 // Ordering: no atomics but counts, maxima and minima of integers: bit-identical from run to run.
-// Tried and dropped (docs/gpu.md): one histogram of the row in global memory and buckets of its bins;
-//   a histogram of all keys where one value a thread does.
+// Tried and dropped (docs/gpu.md): every warp gathering its own queries (many thousand warps ask L2 for the same 8 KB);
+//   a second set of registers for loads in flight (two CTAs an SM, 12% slower at 16 x 128K); the new tokens' codes in a
+//   CTA that also scores; prefetching the kernel's parameters.
 #pragma once
 
 #include "src/ops/paged/paged_codec.cuh"
@@ -117,7 +119,8 @@ __device__ __forceinline__ void publish_new(u32 key, int position, int slots, ui
 }
 
 template <class Codec, int kFrags, int kSets>
-__global__ void __launch_bounds__(kThreads, 2) score_kernel(const __grid_constant__ StepParams p) {
+__global__ void __launch_bounds__(kThreads, sizeof(typename Codec::Slice) * kFrags <= 8 ? 3 : 2)
+    score_kernel(const __grid_constant__ StepParams p) {
   using Slice = typename Codec::Slice;
   using Score = typename Codec::Score;
   constexpr bool kFloat = sizeof(Score) == 4 && static_cast<Score>(0.5F) != static_cast<Score>(0);
@@ -205,15 +208,11 @@ __global__ void __launch_bounds__(kThreads, 2) score_kernel(const __grid_constan
     }
   };
 
-  // Two rounds are in flight: one alone does not cover the latency of memory at its bandwidth.
   int blocks[4];
   Slice now[8];
-  Slice next[8];
   load_blocks(0, blocks);
   load_slices(0, blocks, now);
   load_blocks(1, blocks);
-  load_slices(1, blocks, next);
-  load_blocks(2, blocks);
 
   if (tid < kQueries) store_query(tid, first_query);
   for (int i = tid + nt; i < kQueries; i += nt) store_query(i, load_query(i));
@@ -308,10 +307,8 @@ __global__ void __launch_bounds__(kThreads, 2) score_kernel(const __grid_constan
     Score t[8];
 #pragma unroll
     for (int j = 0; j < 4; ++j) score_tile(now[2 * j], now[2 * j + 1], t[2 * j], t[2 * j + 1]);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) now[i] = next[i];
-    load_slices(round + 2, blocks, next);
-    load_blocks(round + 3, blocks);
+    load_slices(round + 1, blocks, now);
+    load_blocks(round + 2, blocks);
     if constexpr (kSets == 1) {
       // Best over the four lanes of a token; lane c keeps unit c.
       Score u[4];
