@@ -1,6 +1,7 @@
 #include "cli/options.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -99,6 +100,25 @@ void add_common_options(CLI::App& command, CommonOptions& options, Arity policie
   command.add_option("--dense-layers", options.defaults.dense_layers, "First layers that keep full attention")
       ->default_str(std::to_string(options.defaults.dense_layers))
       ->group(group);
+  command
+      .add_option("--dense-list", options.defaults.dense_list,
+                  "Further layers that keep full attention, by their numbers")
+      ->delimiter(',')
+      ->check(CLI::NonNegativeNumber)
+      ->group(group);
+  command
+      .add_option("--weights", options.defaults.weights,
+                  "Measure of the profile that weighs the chunks' scores (slope); default: all weigh the same")
+      ->group(group);
+  command
+      .add_flag("--n-tip-by-layer", options.defaults.n_tip_by_layer,
+                "Share the total of --n-tip out over the layers by what a chunk adds by the criterion")
+      ->group(group);
+  command
+      .add_option("--budget-slope", options.defaults.budget_slope,
+                  "Budget of the first sparse layer is 1 + slope times --budget, of the last 1 - slope, linear between")
+      ->check(CLI::Range(-1.0, 1.0))
+      ->group(group);
   command.add_option("--page", options.defaults.page, "Rows of a page (quest, quickllama, actqkv)")
       ->default_str(std::to_string(options.defaults.page))
       ->group(group);
@@ -140,21 +160,28 @@ void check_policies(const CommonOptions& options) {
 }
 
 std::vector<Setting> backend_settings(const CommonOptions& options, const PolicySettings& settings) {
-  return {{"policy", policy_name(settings.kind)},
-          {"budget", std::to_string(settings.budget)},
-          {"sinks", std::to_string(settings.sinks)},
-          {"recent", std::to_string(settings.recent)},
-          {"n_tip", options.n_tip},
-          {"criterion", settings.criterion},
-          {"share_fcs", settings.share_fcs ? "1" : "0"},
-          {"share_tokens", settings.share_tokens ? "1" : "0"},
-          {"dense_layers", std::to_string(settings.dense_layers)},
-          {"index", index_type_name(settings.index_type)},
-          {"page", std::to_string(settings.page)},
-          {"window", std::to_string(settings.window)},
-          {"basis", settings.basis},
-          {"seed", std::to_string(settings.seed)},
-          {"verbose", options.verbose ? "1" : "0"}};
+  std::vector<Setting> all = {{"policy", policy_name(settings.kind)},
+                              {"budget", std::to_string(settings.budget)},
+                              {"sinks", std::to_string(settings.sinks)},
+                              {"recent", std::to_string(settings.recent)},
+                              {"n_tip", options.n_tip},
+                              {"criterion", settings.criterion},
+                              {"share_fcs", settings.share_fcs ? "1" : "0"},
+                              {"share_tokens", settings.share_tokens ? "1" : "0"},
+                              {"dense_layers", std::to_string(settings.dense_layers)},
+                              {"index", index_type_name(settings.index_type)},
+                              {"page", std::to_string(settings.page)},
+                              {"window", std::to_string(settings.window)},
+                              {"basis", settings.basis},
+                              {"seed", std::to_string(settings.seed)},
+                              {"verbose", options.verbose ? "1" : "0"}};
+  // Named only where they are used, so that what was made without them keeps its settings.
+  if (!settings.dense_list.empty())
+    all.push_back({"dense_list", fmt::format("{}", fmt::join(settings.dense_list, "+"))});
+  if (!settings.weights.empty()) all.push_back({"weights", settings.weights});
+  if (settings.n_tip_by_layer) all.push_back({"n_tip_by_layer", "1"});
+  if (settings.budget_slope != 0) all.push_back({"budget_slope", fmt::format("{}", settings.budget_slope)});
+  return all;
 }
 
 }  // namespace fasa::cli

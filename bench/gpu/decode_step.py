@@ -23,7 +23,6 @@ from paged import INDEX_TYPES, Shape, Step, library
 Q_HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 64
 K = 1024
 SHAPES = [(b, c * K) for b in (1, 4, 16, 64) for c in (8, 32, 128, 512) if b * c <= 8192]
-INDICES = {"int8": ("int8", 32), "fp8": ("fp8", 32), "fp8x16": ("fp8", 16), "int4": ("int4", 32)}
 
 
 def timed(launch, sets, replays=15):
@@ -206,10 +205,10 @@ def time_select(rows, tokens, budget, clustered):
 
 
 class Rows:
-    def __init__(self, path, bandwidth):
+    def __init__(self, path, bandwidth, commit):
         command = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
         driver, self.gpu = subprocess.run(command, capture_output=True, text=True).stdout.strip().split(", ")
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+        commit = commit or subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         self.common = dict(bandwidth_gbs=round(bandwidth), torch=torch.__version__, driver=driver, commit=commit, gpu=self.gpu)
         self.file = open(path, "w") if path else None
 
@@ -225,33 +224,66 @@ def sweep(pool, shapes, own_tokens):
         shape = pool.shape(batch, context, budget, own_tokens)
         found = []
         for ctas in (1, 2, 4, 8, 16, 32, 64):
-            for threads in (128, 256):
-                for cluster in (1, 2, 4, 8):
-                    for attend in (128, 256):
-                        plan = paged.plan(shape)
-                        rows = plan.score_rows * ctas
-                        if not 64 <= rows <= 4096 or not 64 <= plan.attend_rows * cluster <= 1056:
-                            continue
-                        plan.score_ctas, plan.score_threads, plan.cluster, plan.attend_threads = ctas, threads, cluster, attend
-                        library.complete_plan(shape, plan)
-                        if plan.score_smem > 113000 or plan.attend_smem > 113000:
-                            continue
-                        found.append((time_step(pool, batch, context, budget, own_tokens, plan)[0], ctas, threads, cluster, attend))
+            for cluster in (1, 2, 4, 8):
+                plan = paged.plan(shape)
+                if not 64 <= plan.score_rows * ctas <= 4096 or not 64 <= plan.attend_rows * cluster <= 1056:
+                    continue
+                plan.score_ctas, plan.cluster = ctas, cluster
+                library.complete_plan(shape, plan)
+                if plan.score_smem <= 113000 and plan.attend_smem <= 113000:
+                    found.append((time_step(pool, batch, context, budget, own_tokens, plan)[0], ctas, cluster))
         p = paged.plan(shape)
         ours = time_step(pool, batch, context, budget, own_tokens)[0]
-        print(f"{batch}x{context // K}K {budget} own={own_tokens}: plan {p.score_ctas}x{p.score_threads},{p.cluster}x{p.attend_threads}"
-              f" {ours:.1f} | " + "  ".join(f"{t:.1f} {c}x{n},{k}x{a}" for t, c, n, k, a in sorted(found)[:5]), flush=True)
+        print(f"{batch}x{context // K}K {budget} own={own_tokens}: plan {p.score_ctas},{p.cluster} {ours:.1f} | "
+              + "  ".join(f"{t:.1f} {c},{k}" for t, c, k in sorted(found)[:6]), flush=True)
+
+
+def bench_select(rows):
+    for count in (8, 128):
+        for budget in (256, 1024, 2048):
+            for clustered in (False, True):
+                times, floor, topk = time_select(count, 128 * K, budget, clustered)
+                kind = "clustered" if clustered else "normal"
+                rows.add(times, op="select", impl="fasa", dtype="f32", batch=count, context=128 * K, budget=budget, scores=kind,
+                         bytes=count * 128 * K * 4, floor_us=round(floor, 2), torch_topk_us=round(topk, 2))
+                print(f"select {count}x128K {budget} {kind}: {times[0]:.2f} floor {floor:.2f} torch.topk {topk:.1f}", flush=True)
+
+
+def bench_fasa(pool, rows, batch, context, budget, own_tokens, dense_us):
+    shape = pool.shape(batch, context, budget, own_tokens)
+    floor = time_floor(pool, batch, context, budget, Q_HEADS if own_tokens else KV_HEADS)
+    plan = paged.plan(shape)
+    check(pool, batch, context, budget, own_tokens, plan)
+    times = time_step(pool, batch, context, budget, own_tokens)
+    size = paged.I64()
+    library.bytes(shape, (paged.I32 * batch)(*[context] * batch), paged.ctypes.byref(size))
+    sharing = "query_head" if own_tokens else "kv_group"
+    rows.add(times, op="decode_step", impl="fasa", dtype="bf16", index_dtype=pool.kind, index_bytes_per_token=shape.index_row_bytes,
+             sharing=sharing, batch=batch, context=context, budget=budget, bytes=size.value, floor_us=round(floor, 2),
+             dense_us=round(dense_us, 2))
+    print(f"{pool.kind} {shape.index_row_bytes} B {batch:2}x{context // K:<3}K budget {budget:4} {sharing:10} {times[0]:8.2f}"
+          f" [{times[1]:.2f}, {times[2]:.2f}] floor {floor:7.2f} 1.2x+5 {1.2 * floor + 5:7.2f} dense {dense_us:8.1f}"
+          f" plan {plan.path} {plan.score_ctas},{plan.cluster}", flush=True)
+
+
+def bench_chain(pool, rows):
+    for batch, context in ((1, 8 * K), (1, 32 * K), (1, 128 * K), (4, 128 * K), (16, 32 * K)):
+        times = time_chain(pool, batch, context, 256)
+        rows.add(times, op="decode_step", impl="torch_chain", dtype="bf16", index_dtype="bf16", index_bytes_per_token=64,
+                 sharing="kv_group", batch=batch, context=context, budget=256)
+        print(f"torch chain {batch}x{context // K}K {times[0]:.1f}", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out")
+    parser.add_argument("--commit", help="what the rows say; default: git's HEAD")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--sweep", action="store_true")
     options = parser.parse_args()
     small = options.quick or options.sweep
     pool = Pool((4096 if small else 8192) * K, "int8", 32)
-    rows = Rows(options.out, time_bandwidth(pool))
+    rows = Rows(options.out, time_bandwidth(pool), options.commit)
     print(rows.gpu, rows.common, flush=True)
     if options.sweep:
         sweep(pool, [(b, c * K, 256) for b, c in ((1, 8), (1, 32), (1, 128), (1, 512), (4, 32), (4, 128), (16, 8), (16, 32), (16, 128))],
@@ -259,48 +291,22 @@ def main():
         sweep(pool, [(1, 128 * K, 2048), (16, 32 * K, 2048)], False)
         sweep(pool, [(1, 128 * K, 256), (16, 128 * K, 256)], True)
         return
-    shapes = [s for s in SHAPES if s[0] * s[1] <= (2048 * K)] if options.quick else SHAPES
+    bench_select(rows)
+    shapes = [s for s in SHAPES if s[0] * s[1] <= 2048 * K] if options.quick else SHAPES
     dense = {}
     for batch, context in shapes:
-        dense[batch, context] = time_dense(pool, batch, context)
-        rows.add(dense[batch, context], op="decode_step", impl="cudnn_sdpa", dtype="bf16", batch=batch, context=context)
-    for name, (kind, dims) in list(INDICES.items())[:1] if options.quick else INDICES.items():
-        if (kind, dims) != (pool.kind, pool.dims_count):
-            pool.set_index(kind, dims)
-        for batch, context in shapes:
-            for budget in (256, 2048) if options.quick else (256, 1024, 2048):
-                for own_tokens in (False, True):
-                    floor = time_floor(pool, batch, context, budget, Q_HEADS if own_tokens else KV_HEADS)
-                    plan = paged.plan(pool.shape(batch, context, budget, own_tokens))
-                    check(pool, batch, context, budget, own_tokens, plan)
-                    times = time_step(pool, batch, context, budget, own_tokens)
-                    shape = pool.shape(batch, context, budget, own_tokens)
-                    size = paged.I64()
-                    library.bytes(shape, (paged.I32 * batch)(*[context] * batch), paged.ctypes.byref(size))
-                    rows.add(times, op="decode_step", impl="fasa", dtype="bf16", index_dtype=kind,
-                             index_bytes_per_token=shape.index_row_bytes, sharing="query_head" if own_tokens else "kv_group",
-                             batch=batch, context=context, budget=budget, bytes=size.value, floor_us=round(floor, 2),
-                             dense_us=round(dense[batch, context][0], 2))
-                    print(f"{name:7} {batch:2}x{context // K:<3}K budget {budget:4} {'head ' if own_tokens else 'group'}"
-                          f" {times[0]:8.2f} [{times[1]:.2f}, {times[2]:.2f}] floor {floor:7.2f} 1.2x+5 {1.2 * floor + 5:7.2f}"
-                          f" dense {dense[batch, context][0]:8.1f}  plan {plan.path} {plan.score_ctas}x{plan.score_threads}"
-                          f" {plan.cluster}x{plan.attend_threads}", flush=True)
-    for batch, context in ((1, 8 * K), (1, 32 * K), (1, 128 * K), (4, 128 * K), (16, 32 * K)):
-        times = time_chain(pool, batch, context, 256)
-        rows.add(times, op="decode_step", impl="torch_chain", dtype="bf16", index_dtype="bf16", index_bytes_per_token=64,
-                 sharing="kv_group", batch=batch, context=context, budget=256)
-        print(f"torch chain {batch}x{context // K}K {times[0]:.1f}", flush=True)
-    del pool
-    torch.cuda.empty_cache()
-    for count in (8, 128):
+        times = time_dense(pool, batch, context)
+        dense[batch, context] = times[0]
+        rows.add(times, op="decode_step", impl="cudnn_sdpa", dtype="bf16", batch=batch, context=context)
+    for own_tokens in (False, True):
         for budget in (256, 1024, 2048):
-            for clustered in (False, True):
-                times, floor, topk = time_select(count, 128 * K, budget, clustered)
-                rows.add(times, op="select", impl="fasa", dtype="f32", batch=count, context=128 * K, budget=budget,
-                         scores="clustered" if clustered else "normal", bytes=count * 128 * K * 4, floor_us=round(floor, 2),
-                         torch_topk_us=round(topk, 2))
-                print(f"select {count}x128K {budget} {'clustered' if clustered else 'normal'}: {times[0]:.2f} floor {floor:.2f}"
-                      f" torch.topk {topk:.1f}", flush=True)
+            for batch, context in shapes:
+                bench_fasa(pool, rows, batch, context, budget, own_tokens, dense[batch, context])
+    bench_chain(pool, rows)
+    for kind, dims in (("fp8", 32), ("fp8", 16), ("int4", 32)):
+        pool.set_index(kind, dims)
+        for batch, context in shapes:
+            bench_fasa(pool, rows, batch, context, 256, False, dense[batch, context])
 
 
 if __name__ == "__main__":

@@ -54,8 +54,7 @@ class Device(ctypes.Structure):
 
 class Plan(ctypes.Structure):
     _fields_ = [(name, I32) for name in (
-        "path", "score_rows", "score_ctas", "score_threads", "score_iterations", "quota", "slots", "attend_rows", "cluster",
-        "attend_threads", "heads_per_row")] + [("score_smem", I64), ("attend_smem", I64), ("workspace_bytes", I64)]
+        "path", "score_rows", "score_ctas", "score_iterations", "quota", "slots", "attend_rows", "cluster", "heads_per_row")] + [("score_smem", I64), ("attend_smem", I64), ("workspace_bytes", I64)]
 
 
 class IndexArgs(ctypes.Structure):
@@ -69,7 +68,7 @@ class SelectArgs(ctypes.Structure):
 
 
 class SelectPlan(ctypes.Structure):
-    _fields_ = [(name, I32) for name in ("score_ctas", "score_threads", "score_iterations", "quota", "slots")] + [
+    _fields_ = [(name, I32) for name in ("score_ctas", "score_iterations", "quota", "slots")] + [
         (name, I64) for name in ("score_smem", "select_smem", "workspace_bytes")]
 
 

@@ -59,7 +59,17 @@ std::string profile_to_json(const Profile& profile);
 // Throws Error(kInvalidArgument) if the profile has no such criterion.
 std::vector<std::vector<int32_t>> dominant_fcs(const LayerProfile& layer, const PolicySettings& settings);
 
-// The same as dims of the key, for IndexView::dims: [num_planes][n_tip][2].
+// The value of every FC behind that choice, [num_planes][num_fcs].
+std::vector<std::vector<double>> fc_shares(const LayerProfile& layer, const PolicySettings& settings);
+
+// `settings` as they hold in one layer: its N_tip and budget (n_tip_by_layer, budget_slope), under the same totals over
+// the layers of the profile that are neither dense nor windowed.
+PolicySettings layer_settings(const Profile& profile, const PolicySettings& settings, int32_t layer);
+
+// The mean of `settings.weights` over a plane's heads for its dominant FCs, [num_planes][n_tip]; empty without weights.
+std::vector<float> fc_weights(const LayerProfile& layer, const PolicySettings& settings);
+
+// dominant_fcs as dims of the key, for IndexView::dims: [num_planes][n_tip][2].
 std::vector<int16_t> dominant_dims(const LayerProfile& layer, const PolicySettings& settings);
 
 }  // namespace fasa

@@ -170,6 +170,31 @@ TEST(BackendPolicies, FlashAttentionAutoStaysOnWhereThePrefillIsSeen) {
   EXPECT_EQ(take_log().find("not supported, set to disabled"), std::string::npos);
 }
 
+// What ablations vary: which layers are dense, and the totals of N_tip and budget shared out over the others.
+TEST(BackendPolicies, SettingsOfLayers) {
+  const auto read = [](const std::string& settings) {
+    setup().use("sinks=4 recent=16 budget=64 n_tip=8 " + settings);
+    const ContextPtr context = make_context(setup().model());
+    prefill(context.get(), random_tokens(setup().model(), kPrompt, 1));
+    step(context.get(), 7, kPrompt);
+    return take_stats();
+  };
+  const fasa_ggml_stats usual = read("");
+  EXPECT_EQ(read("dense_list=5+7+29").dense_calls, kDenseLayers + 3);
+  const fasa_ggml_stats by_layer = read("n_tip_by_layer=1");
+  EXPECT_NEAR(static_cast<double>(by_layer.index_bytes_read), static_cast<double>(usual.index_bytes_read),
+              0.01 * static_cast<double>(usual.index_bytes_read));
+  const fasa_ggml_stats sloped = read("budget_slope=0.5");
+  EXPECT_NEAR(static_cast<double>(sloped.kv_bytes_read), static_cast<double>(usual.kv_bytes_read),
+              0.01 * static_cast<double>(usual.kv_bytes_read));
+  EXPECT_EQ(read("weights=variance").sparse_calls, kLayers - kDenseLayers);
+  for (const char* bad : {"dense_list=5+x", "budget_slope=2", "budget_slope=a", "weights=none"}) {
+    const char* message = nullptr;
+    const std::string all = "profile=" + setup().profile_path() + " " + bad;
+    EXPECT_NE(backend().configure(all.c_str(), &message), 0) << bad;
+  }
+}
+
 // Contexts of several policies in one process prefill and decode each as they were made.
 TEST(BackendPolicies, SideBySide) {
   const auto prompt = random_tokens(setup().model(), kPrompt, 1);

@@ -133,7 +133,7 @@ bool mask_ok(const ggml_tensor* mask, const ggml_tensor* q, const ggml_tensor* k
 
 // A prefill is taken only to show its queries to the policy; ggml's CPU backend computes it.
 bool observes_prefill(const Config& config, int layer, const ggml_tensor* op) {
-  if (!policy_info(config.settings.kind).observes_prefill || layer < config.settings.dense_layers) return false;
+  if (!policy_info(config.settings.kind).observes_prefill || is_dense_layer(config.settings, layer)) return false;
   ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
   return cpu != nullptr && ggml_backend_dev_supports_op(cpu, op);
 }

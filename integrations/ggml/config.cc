@@ -50,6 +50,24 @@ void parse_n_tip(const std::string& key, std::string_view text, PolicySettings& 
   if (settings.fc_count == 0) fail("FASA setting " + key + " is 0: give 1 FC or more.");
 }
 
+// "5+7+29"
+void parse_layers(const std::string& key, std::string_view text, PolicySettings& settings) {
+  settings.dense_list.clear();
+  while (!text.empty()) {
+    const std::string_view item = text.substr(0, text.find('+'));
+    text.remove_prefix(std::min(text.size(), item.size() + 1));
+    settings.dense_list.push_back(static_cast<int32_t>(std::min<int64_t>(parse_count(key, item), 1 << 20)));
+  }
+}
+
+double parse_number(const std::string& key, std::string_view text) {
+  const std::string number(text);
+  char* end = nullptr;
+  const double value = std::strtod(number.c_str(), &end);
+  if (number.empty() || *end != '\0') fail("FASA setting " + key + "='" + number + "' is not a number such as 0.5.");
+  return value;
+}
+
 struct Key {
   const char* name;
   const char* variable;
@@ -78,6 +96,13 @@ constexpr std::array kKeys = {
         [](const std::string& k, std::string_view v, Config& c) { c.settings.dense_layers = parse_count(k, v); }},
     Key{"index", "FASA_INDEX",
         [](const std::string&, std::string_view v, Config& c) { c.settings.index_type = parse_index_type(v); }},
+    Key{"dense_list", "FASA_DENSE_LIST",
+        [](const std::string& k, std::string_view v, Config& c) { parse_layers(k, v, c.settings); }},
+    Key{"weights", "FASA_WEIGHTS", [](const std::string&, std::string_view v, Config& c) { c.settings.weights = v; }},
+    Key{"n_tip_by_layer", "FASA_N_TIP_BY_LAYER",
+        [](const std::string& k, std::string_view v, Config& c) { c.settings.n_tip_by_layer = parse_flag(k, v); }},
+    Key{"budget_slope", "FASA_BUDGET_SLOPE",
+        [](const std::string& k, std::string_view v, Config& c) { c.settings.budget_slope = parse_number(k, v); }},
     Key{"page", "FASA_PAGE",
         [](const std::string& k, std::string_view v, Config& c) { c.settings.page = parse_count(k, v); }},
     Key{"window", "FASA_WINDOW",
@@ -100,8 +125,8 @@ void load(Config& config) {
   auto profile = std::make_shared<Profile>(load_profile(config.profile_path));
   const Policy& policy = find_policy(config.settings.kind);
   for (const LayerProfile& layer : profile->layers) {
-    if (!layer.measures.empty() && policy.index != nullptr)
-      policy.index(layer, config.settings);  // throws: no such data
+    if (layer.measures.empty() || policy.index == nullptr) continue;
+    policy.index(layer, layer_settings(*profile, config.settings, layer.layer));  // throws: no such data
   }
   config.profile = std::move(profile);
 }

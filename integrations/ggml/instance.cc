@@ -96,7 +96,7 @@ void Instance::set_cpu_threads() {
 }
 
 const LayerProfile* Instance::indexed_layer(const KvLayer& kv) const {
-  if (config_->settings.kind == PolicyKind::kFull || kv.layer < config_->settings.dense_layers) {
+  if (config_->settings.kind == PolicyKind::kFull || is_dense_layer(config_->settings, kv.layer)) {
     return nullptr;
   }
   const LayerProfile* layer = config_->sparse_layer(kv.layer);
@@ -112,7 +112,7 @@ InstanceIndex* Instance::index_of(KvLayer& kv) {
   if (found != nullptr) return found;
   const LayerProfile* layer = indexed_layer(kv);
   if (layer == nullptr) return nullptr;
-  const PolicySettings& settings = config_->settings;
+  const PolicySettings settings = layer_settings(*config_->profile, config_->settings, kv.layer);
   const Policy& policy = find_policy(settings.kind);
   IndexContent content;
   if (policy.index != nullptr) content = policy.index(*layer, settings);
@@ -120,6 +120,7 @@ InstanceIndex* Instance::index_of(KvLayer& kv) {
   auto index = std::make_unique<InstanceIndex>();
   index->owner = this;
   index->num_kv_heads = layer->num_kv_heads;
+  index->settings = settings;
   for (int64_t s = 0; s < kv.num_streams; ++s) {
     auto state = policy.make_state == nullptr ? nullptr : policy.make_state(*layer, kv.num_rows, settings);
     index->streams.push_back(std::make_unique<LayerIndex>(content, std::move(state)));
@@ -280,7 +281,8 @@ void Instance::attend_stream(const Attention& a, int64_t stream, InstanceIndex* 
   if (num_queries > 1 && layer != nullptr) find_prefill_rows(a, stream, *layer, whole);
   const bool observes = layer != nullptr && policy_info(config_->settings.kind).observes_prefill;
   for (int64_t row = 0; row < num_queries; ++row) {
-    decode_row(a, stream, row, is_prefill_[row] != 0 ? nullptr : layer, whole);
+    decode_row(a, stream, row, is_prefill_[row] != 0 ? nullptr : layer, index != nullptr ? index->settings : dense_,
+               whole);
     if (is_prefill_[row] != 0 && observes) {
       layer->state()->observe(a.query(stream, row), layer->newest_row(mask_.visible()));
     }
@@ -309,7 +311,8 @@ void Instance::find_prefill_rows(const Attention& a, int64_t stream, LayerIndex&
   }
 }
 
-void Instance::decode_row(const Attention& a, int64_t stream, int64_t row, LayerIndex* index, const CacheView& cache) {
+void Instance::decode_row(const Attention& a, int64_t stream, int64_t row, LayerIndex* index,
+                          const PolicySettings& sparse, const CacheView& cache) {
   mask_.scan(a.mask_row(stream, row), a.k->ne[1]);
   const VisibleRows& visible = mask_.visible();
   auto* out = static_cast<std::byte*>(a.node->data) + row * a.node->nb[2] + stream * a.node->nb[3];
@@ -335,7 +338,7 @@ void Instance::decode_row(const Attention& a, int64_t stream, int64_t row, Layer
               .head_dim = a.node->ne[0],
               .head_stride = static_cast<int64_t>(a.node->nb[1] / sizeof(float))};
 
-  const PolicySettings& settings = index != nullptr && !mask_.is_biased() ? config_->settings : dense_;
+  const PolicySettings& settings = index != nullptr && !mask_.is_biased() ? sparse : dense_;
   if (is_sparse(settings, visible.num_visible)) {
     counters.rows_rebuilt += index->refresh(*context_, cache, visible);
     step.forced = index->forced_rows(visible, settings.sinks, forced_recent(settings));

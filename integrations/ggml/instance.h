@@ -44,7 +44,8 @@ class Instance {
   void observe_prefill(const Attention& a, int64_t stream, InstanceIndex& index);
   void attend_stream(const Attention& a, int64_t stream, InstanceIndex* index);
   void find_prefill_rows(const Attention& a, int64_t stream, LayerIndex& index, const CacheView& cache);
-  void decode_row(const Attention& a, int64_t stream, int64_t row, LayerIndex* index, const CacheView& cache);
+  void decode_row(const Attention& a, int64_t stream, int64_t row, LayerIndex* index, const PolicySettings& sparse,
+                  const CacheView& cache);
 
   std::shared_ptr<const Config> config_;
   PolicySettings dense_;

@@ -30,6 +30,7 @@ int cache_layer(const ggml_tensor* root, char kind);
 struct InstanceIndex {
   const void* owner = nullptr;
   int64_t num_kv_heads = 0;
+  PolicySettings settings;  // of the layer
   std::vector<std::unique_ptr<LayerIndex>> streams;
 };
 

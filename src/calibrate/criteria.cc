@@ -1,4 +1,5 @@
 // The table of criteria. To add one: a function from a ChunkSample to a number, and a row.
+#include <algorithm>
 #include <span>
 
 #include "src/calibrate/statistics.h"
@@ -36,6 +37,19 @@ std::optional<double> energy(const ChunkSample& s) {
   return sum_over(s.body, [](float x) { return static_cast<double>(x) * x; }) / n;
 }
 
+// Of the regression of the whole score on the chunk's: what a unit of it stands for, where other chunks follow it.
+std::optional<double> slope(const ChunkSample& s) {
+  if (s.body.empty()) return std::nullopt;
+  const auto total = s.total.subspan(static_cast<size_t>(s.body.data() - s.chunk.data()), s.body.size());
+  const auto n = static_cast<double>(s.body.size());
+  const double mean = sum_over(s.body, [](float x) { return static_cast<double>(x); }) / n;
+  const double spread = sum_over(s.body, [mean](float x) { return (x - mean) * (x - mean); });
+  double product = 0;
+  for (size_t t = 0; t < s.body.size(); ++t)
+    product += (static_cast<double>(s.body[t]) - mean) * static_cast<double>(total[t]);
+  return spread > 0 ? std::max(0.0, product / spread) : 0.0;
+}
+
 // CA_K. With K rows or fewer both sets are all rows, which says nothing about the FC.
 template <size_t kWhich>
 std::optional<double> agreement(const ChunkSample& s) {
@@ -46,6 +60,8 @@ std::optional<double> agreement(const ChunkSample& s) {
 constexpr Criterion kCriteria[] = {
     {"variance", "variance over tokens of the chunk score, outside sinks and recent", variance},
     {"energy", "mean square of the chunk score, outside sinks and recent", energy},
+    {"slope", "slope of the regression of the score on the chunk score, outside sinks and recent; 0 where negative",
+     slope},
     {"ca64", "contextual agreement at K = 64", agreement<0>},
     {"ca256", "contextual agreement at K = 256", agreement<1>},
     {"ca512", "contextual agreement at K = 512", agreement<2>},

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 
 #include "fasa/error.h"
@@ -133,13 +134,12 @@ const std::vector<float>& measure_of(const LayerProfile& layer, const std::strin
 
 }  // namespace
 
-std::vector<std::vector<int32_t>> dominant_fcs(const LayerProfile& layer, const PolicySettings& settings) {
+std::vector<std::vector<double>> fc_shares(const LayerProfile& layer, const PolicySettings& settings) {
   const std::vector<float>& measure = measure_of(layer, settings.criterion);
   const int64_t fcs = num_fcs(layer.rope);
-  const int64_t n_tip = fcs_per_head(settings, fcs);
   const int64_t planes = settings.share_fcs ? layer.num_kv_heads : layer.num_q_heads;
   const int64_t group = layer.num_q_heads / planes;
-  std::vector<std::vector<int32_t>> result;
+  std::vector<std::vector<double>> result;
   for (int64_t plane = 0; plane < planes; ++plane) {
     std::vector<double> value(fcs, 0.0);
     for (int64_t head = plane * group; head < (plane + 1) * group; ++head) {
@@ -148,7 +148,86 @@ std::vector<std::vector<int32_t>> dominant_fcs(const LayerProfile& layer, const 
       if (sum == 0) continue;
       for (int64_t fc = 0; fc < fcs; ++fc) value[fc] = std::max(value[fc], row[fc] / sum);
     }
-    result.push_back(best(value, n_tip));
+    result.push_back(std::move(value));
+  }
+  return result;
+}
+
+std::vector<std::vector<int32_t>> dominant_fcs(const LayerProfile& layer, const PolicySettings& settings) {
+  const int64_t n_tip = fcs_per_head(settings, num_fcs(layer.rope));
+  std::vector<std::vector<int32_t>> result;
+  for (const auto& shares : fc_shares(layer, settings)) result.push_back(best(shares, n_tip));
+  return result;
+}
+
+std::vector<float> fc_weights(const LayerProfile& layer, const PolicySettings& settings) {
+  std::vector<float> weights;
+  if (settings.weights.empty()) return weights;
+  const std::vector<float>& measure = measure_of(layer, settings.weights);
+  const auto planes = dominant_fcs(layer, settings);
+  const int64_t fcs = num_fcs(layer.rope);
+  const auto group = layer.num_q_heads / static_cast<int64_t>(planes.size());
+  for (size_t plane = 0; plane < planes.size(); ++plane) {
+    for (const int32_t fc : planes[plane]) {
+      float sum = 0;
+      for (int64_t i = 0; i < group; ++i) sum += measure[(static_cast<int64_t>(plane) * group + i) * fcs + fc];
+      weights.push_back(sum / static_cast<float>(group));
+    }
+  }
+  return weights;
+}
+
+namespace {
+
+// The gains of an FC more in one layer: the mean over planes of the n-th best share, n from 0.
+std::vector<double> gains(const LayerProfile& layer, const PolicySettings& settings) {
+  const auto shares = fc_shares(layer, settings);
+  std::vector<double> result(shares.front().size(), 0.0);
+  for (std::vector<double> plane : shares) {
+    std::ranges::sort(plane, std::greater<>());
+    for (size_t n = 0; n < plane.size(); ++n) result[n] += plane[n] / static_cast<double>(shares.size());
+  }
+  return result;
+}
+
+// Gives every layer one FC, then each further one to the layer where it adds most (ties: the lower layer).
+int64_t shared_out(const std::vector<const LayerProfile*>& layers, const PolicySettings& settings, size_t wanted) {
+  std::vector<std::vector<double>> gain;
+  int64_t left = 0;
+  for (const LayerProfile* layer : layers) {
+    gain.push_back(gains(*layer, settings));
+    left += fcs_per_head(settings, num_fcs(layer->rope)) - 1;
+  }
+  std::vector<size_t> count(layers.size(), 1);
+  for (; left > 0; --left) {
+    size_t most = layers.size();
+    for (size_t l = 0; l < layers.size(); ++l) {
+      if (count[l] == gain[l].size()) continue;
+      if (most == layers.size() || gain[l][count[l]] > gain[most][count[most]]) most = l;
+    }
+    if (most == layers.size()) break;
+    ++count[most];
+  }
+  return static_cast<int64_t>(count[wanted]);
+}
+
+}  // namespace
+
+PolicySettings layer_settings(const Profile& profile, const PolicySettings& settings, int32_t layer) {
+  PolicySettings result = settings;
+  std::vector<const LayerProfile*> sparse;
+  size_t at = profile.layers.size();
+  for (const LayerProfile& l : profile.layers) {
+    if (l.measures.empty() || is_dense_layer(settings, l.layer)) continue;
+    if (l.layer == layer) at = sparse.size();
+    sparse.push_back(&l);
+  }
+  if (at >= sparse.size()) return result;
+  if (settings.n_tip_by_layer) result.fc_count = shared_out(sparse, settings, at);
+  if (settings.budget_slope != 0 && sparse.size() > 1) {
+    const double place = 1 - 2 * static_cast<double>(at) / static_cast<double>(sparse.size() - 1);
+    const auto scaled = std::llround(static_cast<double>(settings.budget) * (1 + settings.budget_slope * place));
+    result.budget = std::max<int64_t>(scaled, settings.sinks + settings.recent + 1);
   }
   return result;
 }

@@ -244,7 +244,7 @@ void append_table(const std::string& key, const std::map<std::string, std::vecto
         out += "],\n        [";
       }
       // 6 digits survive a round trip through float, so that saving again gives the same bytes.
-      out += fmt::format("{}{:.6g}", i % row_length == 0 ? "" : ",", values[i]);
+      out += fmt::format("{}{:.6g}", i % row_length == 0 ? "" : ",", values[i] + 0.0F);  // no -0: JSON has one zero
     }
     out += per_group == 0 ? "]]" : "]]]";
   }

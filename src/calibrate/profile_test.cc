@@ -291,5 +291,69 @@ TEST(DominantFcs, NamesTheCriteriaThereAre) {
             "The profile has no criterion 'beauty' for layer 0: choose one of ca256, variance.");
 }
 
+// Three layers of 2 KV heads with one query head each and 4 FCs; `shares` are those of both heads.
+Profile three_layers(const std::vector<std::vector<float>>& shares) {
+  Profile profile;
+  for (int32_t l = 0; l < 3; ++l) {
+    LayerProfile layer;
+    layer.layer = l;
+    layer.num_q_heads = layer.num_kv_heads = 2;
+    layer.rope = {RopeLayout::kHalf, 8, 8, 10000.0};
+    for (const char* name : {"variance", "slope"}) {
+      for (int head = 0; head < 2; ++head) {
+        layer.measures[name].insert(layer.measures[name].end(), shares[l].begin(), shares[l].end());
+      }
+    }
+    profile.layers.push_back(layer);
+  }
+  return profile;
+}
+
+TEST(LayerSettings, SharesOutNTipUnderTheSameTotal) {
+  const Profile profile = three_layers({{1, 1, 1, 1}, {97, 1, 1, 1}, {50, 30, 10, 10}});
+  PolicySettings settings;
+  settings.dense_layers = 0;
+  settings.fc_count = 2;
+  EXPECT_EQ(layer_settings(profile, settings, 1).fc_count, 2);
+  settings.n_tip_by_layer = true;
+  // Gains of a further FC: .25 .25 .25 | .01 ... | .3 .1 .1, and 3 to give.
+  EXPECT_EQ(layer_settings(profile, settings, 0).fc_count, 3);
+  EXPECT_EQ(layer_settings(profile, settings, 1).fc_count, 1);
+  EXPECT_EQ(layer_settings(profile, settings, 2).fc_count, 2);
+  settings.dense_list = {0};
+  EXPECT_EQ(layer_settings(profile, settings, 0).fc_count, 2) << "a dense layer takes no part";
+  EXPECT_EQ(layer_settings(profile, settings, 1).fc_count, 1);
+  EXPECT_EQ(layer_settings(profile, settings, 2).fc_count, 3);
+  settings.fc_count = 4;
+  EXPECT_EQ(layer_settings(profile, settings, 2).fc_count, 4) << "never more than there are";
+}
+
+TEST(LayerSettings, BudgetFallsAlongTheSparseLayers) {
+  const Profile profile = three_layers({{1, 1, 1, 1}, {1, 1, 1, 1}, {1, 1, 1, 1}});
+  PolicySettings settings;
+  settings.dense_layers = 0;
+  settings.budget = 100;
+  settings.budget_slope = 0.5;
+  EXPECT_EQ(layer_settings(profile, settings, 0).budget, 150);
+  EXPECT_EQ(layer_settings(profile, settings, 1).budget, 100);
+  EXPECT_EQ(layer_settings(profile, settings, 2).budget, 50);
+  settings.budget_slope = 1;
+  EXPECT_EQ(layer_settings(profile, settings, 2).budget, 37) << "sinks, recent and one more";
+}
+
+TEST(FcWeights, AreTheMeansOfTheChosenFcs) {
+  Profile profile = three_layers({{1, 8, 2, 4}, {1, 1, 1, 1}, {1, 1, 1, 1}});
+  LayerProfile& layer = profile.layers[0];
+  layer.num_kv_heads = 1;
+  layer.measures["slope"] = {0, 1, 2, 3, 4, 5, 6, 7};
+  PolicySettings settings;
+  settings.fc_count = 2;
+  EXPECT_TRUE(fc_weights(layer, settings).empty());
+  settings.weights = "slope";
+  EXPECT_EQ(fc_weights(layer, settings), (std::vector<float>{3, 5}));  // FCs 1 and 3 of heads 0 and 1
+  settings.weights = "none";
+  EXPECT_THROW(fc_weights(layer, settings), Error);
+}
+
 }  // namespace
 }  // namespace fasa

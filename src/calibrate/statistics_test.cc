@@ -155,6 +155,7 @@ TEST_P(AgainstNaive, AllCriteria) {
       }
       EXPECT_NEAR(measures.at("variance")[at], variance, 1e-5 * variance);
       EXPECT_NEAR(measures.at("energy")[at], energy, 1e-5 * energy);
+      EXPECT_GE(measures.at("slope")[at], 0);
       double ca256 = 0;
       for (const int64_t rows : seen) ca256 += naive_agreement(d, head, fc, rows, 256) / 3;
       EXPECT_FLOAT_EQ(measures.at("ca256")[at], static_cast<float>(ca256));
@@ -346,6 +347,26 @@ TEST(PrincipalComponents, FindTheDirectionBeforeRope) {
   };
   EXPECT_GT(along(bases.at("pca_pre")), 0.99F);
   EXPECT_LT(along(bases.at("pca_post")), 0.95F);
+}
+
+// Chunk 1 follows chunk 0 at half its size, and chunk 2 runs against both.
+TEST(Statistics, SlopeIsThatOfTheRegressionOnTheChunk) {
+  const RopeSpec rope{RopeLayout::kInterleaved, 6, 6, 10000.0};
+  Data d(rope, 1, 1, 300, 8);
+  for (int64_t t = 0; t < d.rows; ++t) {
+    float* k = &d.k[t * 6];
+    k[1] = k[3] = k[5] = 0;
+    k[2] = 0.5F * k[0];
+    k[4] = -0.25F * k[0];
+  }
+  d.q = {1, 0, 1, 0, 1, 0};
+  LayerStatistics statistics(1, 1, rope);
+  Context context(make_serial_executor());
+  statistics.add(context, d.cache(), std::vector<QuerySample>{{d.heads(), d.rows}});
+  const std::vector<float> slope = statistics.measures().at("slope");
+  EXPECT_NEAR(slope[0], 1.25, 1e-5);
+  EXPECT_NEAR(slope[1], 2.5, 1e-5);
+  EXPECT_EQ(slope[2], 0) << "negative";
 }
 
 }  // namespace

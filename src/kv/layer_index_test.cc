@@ -19,7 +19,9 @@ constexpr int64_t kHeadDim = 8;
 
 // One KV head of f32 keys with its index, and beside it the plain record.
 struct Cache {
-  Cache() : index({IndexType::kI8, 1, 2, kRows}, {0, 4, 1, 5}) { std::iota(age.begin(), age.end(), 0); }
+  Cache() : index({.shape = {IndexType::kI8, 1, 2, kRows}, .dims = {0, 4, 1, 5}, .basis = {}, .weights = {}}) {
+    std::iota(age.begin(), age.end(), 0);
+  }
 
   CacheView view() { return {keys.data(), DType::kF32, kRows, 1, kHeadDim, kHeadDim * 4, kHeadDim * 4}; }
 

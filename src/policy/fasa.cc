@@ -11,6 +11,7 @@ IndexContent fasa_index(const LayerProfile& layer, const PolicySettings& setting
   content.shape.num_planes = settings.share_fcs ? layer.num_kv_heads : layer.num_q_heads;
   content.shape.num_fcs = fcs_per_head(settings, num_fcs(layer.rope));
   content.dims = dominant_dims(layer, settings);
+  content.weights = fc_weights(layer, settings);
   return content;
 }
 

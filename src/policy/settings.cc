@@ -31,6 +31,9 @@ void check(const PolicySettings& settings) {
   if (settings.dense_layers < 0) {
     fail(fmt::format("dense_layers is {}: give 0 or more.", settings.dense_layers));
   }
+  if (!(settings.budget_slope >= -1 && settings.budget_slope <= 1)) {
+    fail(fmt::format("budget_slope is {}: give -1 to 1.", settings.budget_slope));
+  }
   if (settings.page < 1 || settings.page > 65536) {
     fail(fmt::format("page is {} rows: give 1 to 65536.", settings.page));
   }
@@ -42,18 +45,6 @@ void check(const PolicySettings& settings) {
   }
 }
 
-PolicyKind parse_policy(std::string_view name) {
-  std::string known;
-  for (const PolicyInfo& policy : policy_infos()) {
-    if (name == policy.name) return policy.kind;
-    known += std::string(known.empty() ? "" : ", ") + policy.name;
-  }
-  if (name == "zsmerge") return PolicyKind::kZeroMerge;  // the paper's later title
-  throw Error(ErrorCode::kInvalidArgument, fmt::format("policy '{}' is not known: choose one of {}.", name, known));
-}
-
-const char* policy_name(PolicyKind kind) { return policy_info(kind).name; }
-
 int64_t forced_recent(const PolicySettings& settings) {
   return settings.kind == PolicyKind::kStreaming ? settings.budget - settings.sinks : settings.recent;
 }
@@ -64,6 +55,10 @@ IndexType parse_index_type(std::string_view name) {
   if (name == "int4") return IndexType::kI4;
   throw Error(ErrorCode::kInvalidArgument,
               fmt::format("index type '{}' is not known: choose one of f16, int8, int4.", name));
+}
+
+bool is_dense_layer(const PolicySettings& settings, int32_t layer) {
+  return layer < settings.dense_layers || std::ranges::find(settings.dense_list, layer) != settings.dense_list.end();
 }
 
 int64_t fcs_per_head(const PolicySettings& settings, int64_t num_fcs) {

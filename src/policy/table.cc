@@ -1,6 +1,10 @@
 // The table of policies. To add one: a file with its decode function, and a row.
-#include <array>
+#include <fmt/format.h>
 
+#include <array>
+#include <string>
+
+#include "fasa/error.h"
 #include "src/policy/decode_step.h"
 
 namespace fasa {
@@ -91,5 +95,17 @@ constexpr auto kInfos = [] {
 std::span<const Policy> policies() { return kPolicies; }
 std::span<const PolicyInfo> policy_infos() { return kInfos; }
 const PolicyInfo& policy_info(PolicyKind kind) { return find_policy(kind).info; }
+
+PolicyKind parse_policy(std::string_view name) {
+  std::string known;
+  for (const PolicyInfo& policy : policy_infos()) {
+    if (name == policy.name) return policy.kind;
+    known += std::string(known.empty() ? "" : ", ") + policy.name;
+  }
+  if (name == "zsmerge") return PolicyKind::kZeroMerge;  // the paper's later title
+  throw Error(ErrorCode::kInvalidArgument, fmt::format("policy '{}' is not known: choose one of {}.", name, known));
+}
+
+const char* policy_name(PolicyKind kind) { return policy_info(kind).name; }
 
 }  // namespace fasa

@@ -174,18 +174,16 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   p.attend_rows = static_cast<int32_t>(attend_rows(s));
   set_quota(s.budget, p.score_ctas, p.quota, p.slots);
   const int64_t units = ceil_div(s.max_length, 16);
-  p.score_iterations = static_cast<int32_t>(ceil_div(units, int64_t{p.score_threads} / 32 * 4 * p.score_ctas));
+  p.score_iterations = static_cast<int32_t>(ceil_div(units, int64_t{paged::kThreads} / 32 * 4 * p.score_ctas));
   const int64_t keys = four_sets(s) ? 8 : 2;
   const int64_t shared = four_sets(s) ? paged::kPruneSharedBytes4 : paged::kPruneSharedBytes1;
   const int64_t heads = s.fcs_per_query_head != 0 || four_sets(s) ? 1 : s.group();
   const int64_t frags = heads <= 4 ? 1 : heads <= 8 ? 2 : 4;  // quads of heads scored together
-  p.score_smem = shared + frags * 4 * s.index_dims * 4 + 4 * int64_t{p.score_threads} * (keys * p.score_iterations + 1);
+  p.score_smem = shared + frags * 4 * s.index_dims * 4 + 4 * int64_t{paged::kThreads} * keys * p.score_iterations;
   p.heads_per_row = s.tokens_per_query_head != 0 ? 1 : std::min(8, s.group());
-  p.attend_smem = paged::attend_layout(s.budget, s.head_dim, p.heads_per_row, p.attend_threads, p.score_ctas * p.slots,
-                                       s.index_dims)
-                      .total;
+  p.attend_smem = paged::attend_layout(s.budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims).total;
   const int64_t sets = int64_t{s.num_seqs} * s.num_query_tokens * s.num_sets();
-  p.workspace_bytes = round_up(sets * p.score_ctas * p.slots * 8, 256) + round_up(sets * p.score_ctas * 16, 256);
+  p.workspace_bytes = round_up(sets * p.entries() * 8, 256) + round_up(sets * p.lists() * 16, 256);
 }
 
 namespace {
@@ -198,7 +196,7 @@ PagedPlan generic_plan(const PagedShape& s) {
   return p;
 }
 bool fits(const PagedPlan& p) {
-  return p.score_smem <= kPagedSharedMemory && p.attend_smem <= kPagedSharedMemory && p.score_ctas * p.slots < 65536;
+  return p.score_smem <= kPagedSharedMemory && p.attend_smem <= kPagedSharedMemory && p.entries() < 65536;
 }
 
 }  // namespace
@@ -207,17 +205,22 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   check(s);
   if (!paged_fused_refusal(s, device).empty()) return generic_plan(s);
   PagedPlan p;
-  // One wave of CTAs where the tokens fit, none with less than 512 tokens, nor more than its keys leave room for others.
+  // One wave of CTAs (three an SM) where the tokens fit, none with less than 512 tokens; more, of 8K tokens each, for
+  // longer rows, or of 16K where there are two waves anyway.
   const int64_t wave = int64_t{device.num_sms} * 3;
-  p.score_threads = 256;
   p.score_ctas = floor_power2(std::clamp<int64_t>(wave / score_rows(s), 1, 64));
   while (p.score_ctas > 1 && s.max_length / p.score_ctas < 512) p.score_ctas /= 2;
-  const int64_t per_cta = four_sets(s) ? 4096 : 8192;
-  while (p.score_ctas < 64 && s.max_length / p.score_ctas > per_cta) p.score_ctas *= 2;
+  const auto crowded = [&] {
+    const int64_t per_cta = s.max_length / p.score_ctas;
+    if (four_sets(s)) return per_cta > 4096;
+    return per_cta > (score_rows(s) * p.score_ctas >= 2 * wave ? 16384 : 8192);
+  };
+  while (p.score_ctas < 64 && crowded()) p.score_ctas *= 2;
+  // Clusters that fill the SMs once, or pairs that fill them twice; none with less than 32 tokens a CTA.
   const int64_t attending = attend_rows(s);
-  p.cluster = floor_power2(std::clamp<int64_t>(device.num_sms * 2 / attending, 1, 8));
+  p.cluster = floor_power2(std::clamp<int64_t>(device.num_sms / attending, 1, 8));
+  if (p.cluster == 1 && attending <= device.num_sms) p.cluster = 2;
   while (p.cluster > 1 && s.budget / p.cluster < 32) p.cluster /= 2;
-  p.attend_threads = 256;
   complete_plan(s, p);
   while (p.score_smem > kPagedSharedMemory && p.score_ctas < 1024) {
     p.score_ctas *= 2;
@@ -233,15 +236,13 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
 PagedSelectPlan paged_select_plan(const PagedSelectArgs& a, const PagedDevice& device) {
   check(a);
   PagedSelectPlan p;
-  const int64_t room = int64_t{device.num_sms} * 4;
-  p.score_ctas = floor_power2(std::clamp<int64_t>(room / a.num_rows, 1, 64));
+  const int64_t wave = int64_t{device.num_sms} * 3;
+  p.score_ctas = floor_power2(std::clamp<int64_t>(wave / a.num_rows, 1, 64));
   while (p.score_ctas > 1 && a.num_tokens / p.score_ctas < 1024) p.score_ctas /= 2;
   while (p.score_ctas < 1024 && a.num_tokens / p.score_ctas > 8192) p.score_ctas *= 2;
   set_quota(a.budget, p.score_ctas, p.quota, p.slots);
-  p.score_threads = 256;
-  while (p.score_threads < 1024 && p.score_threads < 4 * p.quota) p.score_threads *= 2;
-  p.score_iterations = static_cast<int32_t>(ceil_div(a.num_tokens, int64_t{p.score_threads} * 16 * p.score_ctas));
-  p.score_smem = paged::kPruneSharedBytes1 + 4 * int64_t{p.score_threads} * 16 * p.score_iterations;
+  p.score_iterations = static_cast<int32_t>(ceil_div(a.num_tokens, int64_t{paged::kThreads} * 16 * p.score_ctas));
+  p.score_smem = paged::kPruneSharedBytes1 + 4 * int64_t{paged::kThreads} * 16 * p.score_iterations;
   p.select_smem = paged::kSelectSharedBytes + int64_t{8} * p.score_ctas * p.slots;
   const int64_t rows = a.num_rows;
   p.workspace_bytes = round_up(rows * p.score_ctas * p.slots * 8, 256) + round_up(rows * p.score_ctas * 16, 256);

@@ -20,7 +20,7 @@
 // |q * index_scale| of the heads scored together, exactly from there on; float codes (bf16, fp8) in
 // f32 with the query as a sum of two 16-bit floats.
 //
-// encode: x / index_scale[plane][d], rounded to nearest even; int8 clamps to +-127, int4 to +-7
+// encode: x * (1 / index_scale[plane][d]), each in f32, rounded to nearest even; int8 clamps to +-127, int4 to +-7
 // (two to a byte, first dim in the low nibble), fp8 e4m3 to +-448, bf16 to its largest.
 //
 // run: launches kernels on `stream` and returns; it allocates nothing, never synchronises and can be
@@ -97,14 +97,15 @@ struct PagedArgs {
   const int32_t* block_table = nullptr;  // [num_seqs, block_table_stride]: block of each page
   int64_t block_table_stride = 0;        // entries, >= ceil(max_length / page_size)
   const int32_t* lengths = nullptr;      // [num_seqs], after the append
-  const int16_t* dims = nullptr;         // [num_planes, index_dims], dims of the key, 16-byte aligned
-  const float* index_scale = nullptr;    // [num_planes, index_dims], > 0, 16-byte aligned
-  float scale = 1.0F;                    // usually 1 / sqrt(head_dim)
-  float softcap = 0.0F;                  // 0: none
-  const float* sink_logits = nullptr;    // [num_q_heads] or null
-  PagedRows out;                         // [num_seqs, num_query_tokens, num_q_heads, head_dim]
-  float* lse = nullptr;                  // [num_seqs, num_query_tokens, num_q_heads] or null
-  int32_t* kept = nullptr;               // [num_seqs, num_query_tokens, num_sets, budget] or null; unused: -1
+  // Constants: not written by work that may be in flight on the stream.
+  const int16_t* dims = nullptr;       // [num_planes, index_dims], dims of the key, 16-byte aligned
+  const float* index_scale = nullptr;  // [num_planes, index_dims], > 0, 16-byte aligned
+  float scale = 1.0F;                  // usually 1 / sqrt(head_dim)
+  float softcap = 0.0F;                // 0: none
+  const float* sink_logits = nullptr;  // [num_q_heads] or null
+  PagedRows out;                       // [num_seqs, num_query_tokens, num_q_heads, head_dim]
+  float* lse = nullptr;                // [num_seqs, num_query_tokens, num_q_heads] or null
+  int32_t* kept = nullptr;             // [num_seqs, num_query_tokens, num_sets, budget] or null; unused: -1
 };
 
 // The device that a plan is for.
@@ -120,20 +121,23 @@ enum class PagedPath : int32_t {
 
 struct PagedPlan {
   PagedPath path = PagedPath::kGeneric;
-  // Fused: rows of launch 1, CTAs of a row (a power of two), their threads, keys that a CTA publishes at least and at most.
+  // Fused: rows of launch 1, CTAs of a row (a power of two) beside the one of the new tokens, rounds of a warp, keys
+  // that a CTA publishes at least and at most.
   int32_t score_rows = 0;
   int32_t score_ctas = 0;
-  int32_t score_threads = 0;
   int32_t score_iterations = 0;  // rounds of 64 tokens a warp makes at max_length
   int32_t quota = 0;
   int32_t slots = 0;
-  int32_t attend_rows = 0;  // of launch 2
-  int32_t cluster = 0;      // CTAs that share one row's attention
-  int32_t attend_threads = 0;
+  int32_t attend_rows = 0;    // of launch 2
+  int32_t cluster = 0;        // CTAs that share one row's attention
   int32_t heads_per_row = 0;  // query heads that one attention row serves
   int64_t score_smem = 0;
   int64_t attend_smem = 0;
   int64_t workspace_bytes = 0;  // 256-byte aligned memory of the caller, no need to clear it
+
+  // What launch 1 publishes for a set: a list of `slots` (key, token) a CTA, that of the new tokens included.
+  constexpr int32_t lists() const { return score_ctas + 1; }
+  constexpr int32_t entries() const { return lists() * slots; }
 };
 
 // Throws Error(kInvalidArgument) with what is wrong and what to do.
@@ -146,7 +150,7 @@ int64_t paged_bytes(const PagedShape& shape, const int32_t* lengths);
 
 // Pure. Throws as check(shape).
 PagedPlan paged_plan(const PagedShape& shape, const PagedDevice& device);
-// The rest of a fused plan whose score_ctas, score_threads, cluster and attend_threads are given (tuning).
+// The rest of a fused plan whose score_ctas and cluster are given (tuning).
 void complete_plan(const PagedShape& shape, PagedPlan& plan);
 // Empty, or why the fused path cannot do the shape on the device.
 std::string paged_fused_refusal(const PagedShape& shape, const PagedDevice& device);
@@ -178,7 +182,6 @@ struct PagedSelectArgs {
 };
 struct PagedSelectPlan {
   int32_t score_ctas = 0;
-  int32_t score_threads = 0;
   int32_t score_iterations = 0;
   int32_t quota = 0;
   int32_t slots = 0;

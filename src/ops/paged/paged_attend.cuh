@@ -10,7 +10,9 @@
 // Memory: 2 * 2 * head_dim bytes a kept token and row, and the pruned lists (L2) once a CTA.
 // Numerics: f32 softmax with a running maximum; p is rounded to the type of V.
 // Ordering: the kept list is placed by counting, sums are in a fixed order: bit-identical.
-// Tried and dropped (docs/gpu.md): attention at 64 registers (spills).
+// Tried and dropped (docs/gpu.md): attention at 64 registers (spills); combining over cluster barriers (their release is
+//   a fence of all memory; stores that count bytes on the receiver's own barrier need none); loops over a runtime number
+//   of threads (a division each).
 #pragma once
 
 #include "src/ops/paged/paged_codec.cuh"
@@ -31,7 +33,7 @@ struct SelectShared {
 
   // Followed by a barrier.
   __device__ void clear() {
-    for (int i = threadIdx.x; i < kPruneBins; i += blockDim.x) hist[i] = 0;
+    for (int i = threadIdx.x; i < kPruneBins; i += kThreads) hist[i] = 0;
     if (threadIdx.x == 0) num_ties = 0;
   }
 };
@@ -56,7 +58,7 @@ __device__ __forceinline__ uint4 join_bounds(const uint4* bounds, int ctas) {
 
 // Among `inside` keys of s.ties: the want-th best as s.threshold, and how many equal to it are wanted. Ends with a barrier.
 __device__ __forceinline__ void rank_ties(SelectShared& s, u32 inside, u32 want) {
-  for (u32 i = threadIdx.x; i < inside; i += blockDim.x) {
+  for (u32 i = threadIdx.x; i < inside; i += kThreads) {
     const u32 k = s.ties[i];
     u32 greater = 0;
     u32 same = 0;
@@ -77,7 +79,7 @@ __device__ __forceinline__ void rank_ties(SelectShared& s, u32 inside, u32 want)
 __device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2* slots, int count, u32 need,
                                                     const uint4& bounds) {
   const int tid = threadIdx.x;
-  const int nt = blockDim.x;
+  constexpr int nt = kThreads;
   if (bounds.w < need) return {0, 0, bounds.w, bounds.x == 0};
   u32 from = min(bounds.z, bounds.y);  // few keys are below it, at first: they count as it
   u32 to = bounds.y;
@@ -96,7 +98,7 @@ __device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2
     const u32 last = min(to, from + (static_cast<u32>(f.bin) << shift) + ((1U << shift) - 1U));
     const u32 first = f.bin == 0 ? least : from + (static_cast<u32>(f.bin) << shift);
     const u32 inside = f.through - f.before;
-    if (f.through == need && f.bin != 0) {
+    if (f.through == need && first > bounds.x) {
       t.key = first - 1U;
       break;
     }
@@ -133,7 +135,7 @@ template <class Emit>
 __device__ __forceinline__ void emit_kept(u32* warps, const uint2* slots, int count, const Threshold& t,
                                           const Emit& emit) {
   const int tid = threadIdx.x;
-  const int nt = blockDim.x;
+  constexpr int nt = kThreads;
   // Both counts in one word: above in the low half, equal in the high one (count < 2^16).
   u32 mine = 0;
 #pragma unroll 4
@@ -152,7 +154,8 @@ __device__ __forceinline__ void emit_kept(u32* warps, const uint2* slots, int co
   if (lane == 31) warps[warp] = x;
   __syncthreads();
   u32 place = x - mine;
-  for (int w = 0; w < warp; ++w) place += warps[w];
+#pragma unroll
+  for (int w = 0; w < kThreads / 32; ++w) place += w < warp ? warps[w] : 0U;
   if (mine != 0) {
     const u32 above = t.kept - t.equal;
     for (int i = tid; i < count; i += nt) {

@@ -185,60 +185,111 @@ __device__ __forceinline__ void store_partial(Partial<kDim>& o, int heads, float
   }
 }
 
-// Sums the warps' partials of the CTA and gives each CTA of the cluster its share of the row: to inbox[from][share] and
-// stats[from][8 maxima, 8 sums] there. Each then writes its share of the output.
-template <int kDim, bool kF16>
-__device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r, int n, Partial<kDim>& o, float* inbox,
-                                        float* stats, float* sums) {
-  using T = Team<true>;
-  const int tid = threadIdx.x;
-  const int nt = blockDim.x;
-  const int size = T::size();
-  const int rank = T::rank();
-  const int share = r.heads * kDim / size;  // 32 divides kDim
-  float* of_warps = stats + 16 * 8;         // [warps][8 maxima, 8 sums]
-  o.sum += __shfl_xor_sync(kFullWarp, o.sum, 1);
-  o.sum += __shfl_xor_sync(kFullWarp, o.sum, 2);
-  const int busy = min((n + 15) / 16, nt >> 5);
-  if (tid >> 5 < busy) store_partial<kDim>(o, r.heads, of_warps, sums);
-  __syncthreads();
-  for (int i = tid; i < r.heads * kDim; i += nt) {
-    const int h = i / kDim;
-    float m = -1e30F;
-#pragma unroll 4
-    for (int w = 0; w < busy; ++w) m = fmaxf(m, of_warps[w * 16 + h]);
-    float value = 0;
-    float sum = 0;
-#pragma unroll 4
-    for (int w = 0; w < busy; ++w) {
-      const float f = exp2f(of_warps[w * 16 + h] - m);
-      value += f * sums[w * r.heads * kDim + i];
-      sum += f * of_warps[w * 16 + 8 + h];
-    }
-    const int owner = i / share;
-    T::peer(inbox, owner)[rank * share + i - owner * share] = value;
-    if (i - h * kDim < size) {
-      float* to = T::peer(stats, i - h * kDim) + rank * 16 + h;
-      to[0] = m;
-      to[8] = sum;
+// The exchange of a row: its heads * kDim sums in chunks of 32, chunk i to CTA i mod size.
+template <int kDim>
+struct Exchange {
+  char* memory;
+  AttendLayout layout;
+  int chunks;
+  int size;
+  int rank;
+  int log_size;
+
+  __device__ int mine() const { return (chunks - rank + size - 1) >> log_size; }
+  __device__ int capacity() const { return (chunks + size - 1) >> log_size; }
+  __device__ u32 barrier() const { return shared_address(memory + layout.barrier); }
+  // One thread, at the start.
+  __device__ void expect() const { expect_stores(barrier(), size * (mine() * 128 + 8 * 8)); }
+  // Without a cluster stores to a peer are illegal, even to oneself.
+  template <class T>
+  __device__ void store(T* to, int owner, T value) const {
+    if (size == 1) {
+      *to = value;
+    } else {
+      store_peer(peer_address(shared_address(to), owner), peer_address(barrier(), owner), value);
     }
   }
-  T::sync();
-  for (int j = tid; j < share; j += nt) {
-    const int i = rank * share + j;
+  __device__ void wait() const {
+    if (size == 1) {
+      __syncthreads();
+    } else {
+      wait_stores(barrier());
+    }
+  }
+};
+
+// Sums the warps' partials of the CTA and gives each CTA of the cluster its share of the row; each then writes its share
+// of the output.
+template <int kDim, bool kF16>
+__device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r, int n, Partial<kDim>& o,
+                                        const Exchange<kDim>& x) {
+  constexpr int kWarps = kThreads / 32;
+  const int tid = threadIdx.x;
+  float* sums = reinterpret_cast<float*>(x.memory + x.layout.slots);
+  float* of_warps = reinterpret_cast<float*>(x.memory + x.layout.warps);
+  float2* stats = reinterpret_cast<float2*>(x.memory + x.layout.stats);
+  float* inbox = reinterpret_cast<float*>(x.memory + x.layout.inbox);
+  o.sum += __shfl_xor_sync(kFullWarp, o.sum, 1);
+  o.sum += __shfl_xor_sync(kFullWarp, o.sum, 2);
+  const int busy = min((n + 15) / 16, kWarps);
+  if (tid >> 5 < busy) store_partial<kDim>(o, r.heads, of_warps, sums);
+  __syncthreads();
+  // Maximum of head h over the warps.
+  const auto highest = [&](int h) {
+    float m = -1e30F;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) m = fmaxf(m, w < busy ? of_warps[w * 16 + h] : -1e30F);
+    return m;
+  };
+  for (int i = tid; i < r.heads * (kDim / 4); i += kThreads) {
+    const int h = i / (kDim / 4);
+    const float m = highest(h);
+    float4 value = {0, 0, 0, 0};
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      if (w >= busy) continue;
+      const float f = exp2f(of_warps[w * 16 + h] - m);
+      const float4 v = reinterpret_cast<const float4*>(sums + w * r.heads * kDim)[i];
+      value = {value.x + f * v.x, value.y + f * v.y, value.z + f * v.z, value.w + f * v.w};
+    }
+    const int chunk = i >> 3;
+    const int owner = chunk & (x.size - 1);
+    const int at = (x.rank * x.capacity() + (chunk >> x.log_size)) * 32 + (i & 7) * 4;
+    x.store(reinterpret_cast<float4*>(inbox + at), owner, value);
+  }
+  if (tid < 8 * x.size) {
+    const int h = tid & 7;
+    float2 stat = {-1e30F, 0};
+    if (h < r.heads) {
+      stat.x = highest(h);
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        if (w < busy) stat.y += exp2f(of_warps[w * 16 + h] - stat.x) * of_warps[w * 16 + 8 + h];
+      }
+    }
+    const int to = tid >> 3;
+    x.store(stats + x.rank * 8 + h, to, stat);
+  }
+  x.wait();
+  for (int j = tid; j < x.mine() * 32; j += kThreads) {
+    const int i = (((j >> 5) << x.log_size) + x.rank) * 32 + (j & 31);
     const int h = i / kDim;
     const bool has_sink = p.a.sink_logits != nullptr;
     const float sink = has_sink ? __ldg(p.a.sink_logits + r.head0 + h) * 1.44269504F : -1e30F;
     float m = sink;
-    for (int k = 0; k < size; ++k) m = fmaxf(m, stats[k * 16 + h]);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) m = fmaxf(m, k < x.size ? stats[k * 8 + h].x : -1e30F);
     float value = 0;
     float sum = has_sink ? exp2f(sink - m) : 0.0F;
-    for (int k = 0; k < size; ++k) {
-      const float f = exp2f(stats[k * 16 + h] - m);
-      value += f * inbox[k * share + j];
-      sum += f * stats[k * 16 + 8 + h];
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      if (k >= x.size) continue;
+      const float2 stat = stats[k * 8 + h];
+      const float f = exp2f(stat.x - m);
+      value += f * inbox[k * x.capacity() * 32 + j];
+      sum += f * stat.y;
     }
-    const float out = sum == 0.0F ? 0.0F : value / sum;
+    const float out = sum == 0.0F ? 0.0F : __fdividef(value, sum);
     char* to = static_cast<char*>(p.a.out.data) + r.seq * p.a.out.seq_stride + r.query * p.a.out.token_stride +
                (r.head0 + h) * p.a.out.head_stride;
     reinterpret_cast<unsigned short*>(to)[i - h * kDim] = to_half<kF16>(out);
@@ -306,27 +357,32 @@ __device__ __noinline__ inline u32 select_again(const StepParams& p, const Atten
 }
 
 template <int kDim, bool kF16>
-__global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1) attend_kernel(const __grid_constant__ StepParams p) {
+__global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(16) char memory[];
   using T = Team<true>;
-  T::arrive();  // no CTA writes to another's shared memory before that one runs
   const PagedShape& shape = p.a.shape;
   const int tid = threadIdx.x;
-  const int nt = blockDim.x;
   const int lane = tid & 31;
   const int g = lane >> 2;
   const int c = lane & 3;
   const int size = T::size();
   const int rank = T::rank();
   const AttendRow r = attend_row(shape, static_cast<int>(blockIdx.x) / size);
-  const int count = p.plan.score_ctas * p.plan.slots;
-  const AttendLayout layout = attend_layout(shape.budget, kDim, p.plan.heads_per_row, nt, count, shape.index_dims);
-  auto& select = *reinterpret_cast<SelectShared*>(memory + layout.select);
-  int2* list = reinterpret_cast<int2*>(memory + layout.list);
-  float* inbox = reinterpret_cast<float*>(memory + layout.inbox);
-  float* stats = reinterpret_cast<float*>(memory + layout.stats);
-  uint2* slots = reinterpret_cast<uint2*>(memory + layout.slots);
+  const int lists = p.plan.lists();
+  const int count = p.plan.entries();
+  const Exchange<kDim> exchange{memory,
+                                attend_layout(shape.budget, kDim, p.plan.heads_per_row, count, shape.index_dims),
+                                r.heads * kDim / 32,
+                                size,
+                                rank,
+                                __ffs(size) - 1};  // a power of two
+  auto& select = *reinterpret_cast<SelectShared*>(memory + exchange.layout.select);
+  int2* list = reinterpret_cast<int2*>(memory + exchange.layout.list);
+  uint2* slots = reinterpret_cast<uint2*>(memory + exchange.layout.slots);
+  if (tid == 0) exchange.expect();
+  __syncwarp();
+  T::arrive();
 
   // What launch 1 does not write, and its predecessors had written before it let us start.
   const int length = __ldcg(p.a.lengths + r.seq);
@@ -360,10 +416,9 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1) attend_kernel(const 
   u32 kept = static_cast<u32>(forced);
   const bool reports = p.a.kept != nullptr && r.reports;
   int32_t* report = p.a.kept + (reports ? r.set * shape.budget : 0);
-  // Place i of the kept tokens goes to CTA i mod size, a power of two.
-  const int log_size = __ffs(size) - 1;
+  // Place i of the kept tokens goes to CTA i mod size.
   const auto put = [&](int token, u32 i) {
-    const u32 turn = i >> log_size;
+    const u32 turn = i >> exchange.log_size;
     if ((i & static_cast<u32>(size - 1)) == static_cast<u32>(rank)) {
       const Place place = place_of(p, token);
       list[turn] = make_int2(load_stream<int>(table + place.page), place.offset);
@@ -373,8 +428,8 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1) attend_kernel(const 
   bool exact = true;
   if (need != 0) {
     const uint2* from = p.slots + r.set * count;
-    for (int i = tid; i < count / 2; i += nt) copy_async16(slots + 2 * i, from + 2 * i);
-    const uint4 bounds = join_bounds(p.bounds + r.set * p.plan.score_ctas, p.plan.score_ctas);
+    for (int i = tid; i < count / 2; i += kThreads) copy_async16(slots + 2 * i, from + 2 * i);
+    const uint4 bounds = join_bounds(p.bounds + r.set * lists, lists);
     copy_async_wait();
     __syncthreads();
     const Threshold t = find_threshold(select, slots, count, need, bounds);
@@ -386,10 +441,10 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1) attend_kernel(const 
   }
   int n;
   if (exact) {
-    for (int i = tid; i < forced; i += nt) {
+    for (int i = tid; i < forced; i += kThreads) {
       put(all_kept || i < shape.sinks ? i : seen - shape.recent + (i - shape.sinks), static_cast<u32>(i));
     }
-    n = (static_cast<int>(kept) - rank + size - 1) / size;
+    n = (static_cast<int>(kept) - rank + size - 1) >> exchange.log_size;
   } else {
     __syncthreads();
     n = static_cast<int>(
@@ -397,7 +452,7 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1) attend_kernel(const 
   }
   __syncthreads();
   if (reports) {
-    for (int i = static_cast<int>(kept) + rank * nt + tid; i < shape.budget; i += nt * size) report[i] = -1;
+    for (int i = static_cast<int>(kept) + rank * kThreads + tid; i < shape.budget; i += kThreads * size) report[i] = -1;
   }
 
   const char* k_base = static_cast<const char*>(p.a.k.data) + r.kv_head * p.a.k.head_stride;
@@ -407,10 +462,21 @@ __global__ void __launch_bounds__(256, kDim <= 128 ? 2 : 1) attend_kernel(const 
   for (int i = 0; i < Partial<kDim>::kTiles * 4; ++i) {
     o.out[i][0] = o.out[i][1] = o.out[i][2] = o.out[i][3] = 0.0F;
   }
-  for (int first = tid / 32 * 16; first < n; first += nt / 32 * 16) {
+  constexpr int kStep = kThreads / 32 * 16;
+  constexpr int kLines = (kDim * 2 + 127) / 128;  // of a row of K or V
+  for (int first = tid / 32 * 16; first < n; first += kStep) {
+    // The next tile's rows come to L2 meanwhile.
+    for (int i = lane; i < 16 * kLines; i += 32) {
+      const int row = first + kStep + i / kLines;
+      if (row < n) {
+        const int2 at = list[row];
+        prefetch_l2(k_base + at.x * p.a.k.block_stride + at.y * p.a.k.token_stride + i % kLines * 128);
+        prefetch_l2(v_base + at.x * p.a.v.block_stride + at.y * p.a.v.token_stride + i % kLines * 128);
+      }
+    }
     attend_tile<kDim, kF16>(p, list, first, n, q, k_base, v_base, o);
   }
-  combine<kDim, kF16>(p, r, n, o, inbox, stats, reinterpret_cast<float*>(slots));
+  combine<kDim, kF16>(p, r, n, o, exchange);
 #endif
 }
 

@@ -5,6 +5,7 @@
 #include "fasa/error.h"
 #include "src/ops/paged/paged_generic.cuh"
 #include "src/ops/paged/paged_kernels.cuh"
+#include "src/ops/paged/paged_layout.h"
 #include "src/ops/paged/paged_select.cuh"
 
 namespace fasa::ops {
@@ -123,21 +124,21 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, Pieces pieces, c
   paged::StepParams params;
   params.a = args;
   params.plan = plan;
-  params.slots = pieces.take<uint2>(sets * plan.score_ctas * plan.slots);
-  params.bounds = pieces.take<uint4>(sets * plan.score_ctas);
+  params.slots = pieces.take<uint2>(sets * plan.entries());
+  params.bounds = pieces.take<uint4>(sets * plan.lists());
   set_page_division(s.page_size, params);
   const paged::ScoreKernel score = score_kernel_of(s);
   if (score == nullptr) {
     throw Error(ErrorCode::kInvalidArgument, "paged decode: the plan is for another shape; make one with paged_plan");
   }
   launch(score,
-         {.grid = dim3(static_cast<unsigned>(plan.score_ctas), static_cast<unsigned>(plan.score_rows)),
-          .threads = plan.score_threads,
+         {.grid = dim3(static_cast<unsigned>(plan.lists()), static_cast<unsigned>(plan.score_rows)),
+          .threads = paged::kThreads,
           .shared_bytes = plan.score_smem},
          params, stream);
   launch(attend_kernel_of(s),
          {.grid = dim3(static_cast<unsigned>(plan.attend_rows * plan.cluster)),
-          .threads = plan.attend_threads,
+          .threads = paged::kThreads,
           .shared_bytes = plan.attend_smem,
           .cluster = plan.cluster},
          params, stream);
@@ -197,11 +198,11 @@ void paged_select_cuda(const PagedSelectArgs& args, const PagedSelectPlan& plan,
   const auto rows = static_cast<unsigned>(args.num_rows);
   launch(paged::select_prune_kernel(),
          {.grid = dim3(static_cast<unsigned>(plan.score_ctas), rows),
-          .threads = plan.score_threads,
+          .threads = paged::kThreads,
           .shared_bytes = plan.score_smem},
          params, cuda_stream);
-  launch(paged::select_pick_kernel(), {.grid = dim3(rows), .threads = 512, .shared_bytes = plan.select_smem}, params,
-         cuda_stream);
+  launch(paged::select_pick_kernel(),
+         {.grid = dim3(rows), .threads = paged::kThreads, .shared_bytes = plan.select_smem}, params, cuda_stream);
 }
 
 }  // namespace fasa::ops

@@ -78,6 +78,41 @@ __device__ __forceinline__ void copy_async16(void* shared, const void* global) {
 }
 __device__ __forceinline__ void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// Stores to the shared memory of another CTA of the cluster, which that CTA sees by waiting on a barrier of its own: no
+// fence of all memory, as a barrier of the cluster has.
+__device__ __forceinline__ u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
+__device__ __forceinline__ u32 peer_address(u32 address, int rank) {
+  u32 peer;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer) : "r"(address), "r"(rank));
+  return peer;
+}
+// One thread; the cluster synchronises before anyone stores.
+__device__ __forceinline__ void expect_stores(u32 barrier, int bytes) {
+  asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(barrier) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void store_peer(u32 to, u32 barrier, float4 v) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(to),
+               "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier)
+               : "memory");
+}
+__device__ __forceinline__ void store_peer(u32 to, u32 barrier, float2 v) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1,%2}, [%3];" ::"r"(to), "f"(v.x),
+               "f"(v.y), "r"(barrier)
+               : "memory");
+}
+__device__ __forceinline__ void wait_stores(u32 barrier) {
+  u32 done = 0;
+  while (done == 0) {
+    asm volatile(
+        "{.reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0; selp.u32 %0, 1, 0, p;}"
+        : "=r"(done)
+        : "r"(barrier)
+        : "memory");
+  }
+}
+
 // Scores as unsigned keys in the same order; 0 is below every score and means "none".
 __device__ __forceinline__ u32 key_of(int s) { return static_cast<u32>(s) ^ 0x80000000U; }
 __device__ __forceinline__ u32 key_of(float s) {
@@ -111,7 +146,7 @@ __device__ __forceinline__ float load_half_fresh(const void* p, bool is_f16) {
   return half_value(__ldcg(static_cast<const unsigned short*>(p)), is_f16);
 }
 
-// One value as an index code (paged.h, encode). `x` is already divided by the scale.
+// One value as an index code (paged.h, encode). `x` is already scaled.
 __device__ __forceinline__ int encode_int(float x, float limit) {
   return x == x ? __float2int_rn(fminf(fmaxf(x, -limit), limit)) : 0;
 }

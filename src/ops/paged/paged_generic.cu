@@ -19,7 +19,7 @@ __device__ void encode_row(const PagedShape& s, const int16_t* dims, const float
                            unsigned char* out) {
   const int lane = threadIdx.x & 31;
   const int64_t first = static_cast<int64_t>(plane) * s.index_dims;
-  const auto value = [&](int i) { return load_kv(k, dims[first + i], s.kv_type) / scales[first + i]; };
+  const auto value = [&](int i) { return load_kv(k, dims[first + i], s.kv_type) * __frcp_rn(scales[first + i]); };
   if (s.index_type == PagedIndexType::kI4) {
     for (int i = lane; i < s.index_dims / 2; i += 32) {
       const int low = encode_int(value(2 * i), 7);

@@ -203,9 +203,8 @@ def test_every_tail(length):
     check_case(Case(lengths=(length,), budget=32, sinks=0, recent=0, own_tokens=True, append=False))
 
 
-@pytest.mark.parametrize("change", [dict(score_ctas=1), dict(score_ctas=2), dict(score_ctas=16, score_threads=128),
-                                    dict(score_ctas=64), dict(cluster=1), dict(cluster=8, attend_threads=128),
-                                    dict(cluster=2, attend_threads=256)])
+@pytest.mark.parametrize("change", [dict(score_ctas=1), dict(score_ctas=2), dict(score_ctas=16), dict(score_ctas=64),
+                                    dict(cluster=1), dict(cluster=2), dict(cluster=8)])
 def test_every_plan(change):
     for own_tokens in (False, True):
         case = Case(lengths=(3000, 5000), own_tokens=own_tokens, budget=200)

@@ -17,29 +17,35 @@ inline constexpr int64_t kPagedSharedMemory = 227 * 1024;
 namespace paged {
 
 inline constexpr int kPruneBins = 512;
-inline constexpr int kPruneSharedBytes1 = 4 * (kPruneBins + 32 + 3 + 2 + 3);
-inline constexpr int kPruneSharedBytes4 = 4 * 4 * (kPruneBins + 32 + 3 + 2 + 3);
+inline constexpr int kPruneSharedBytes1 = 4 * (kPruneBins + 8 + 3 + 2 + 3);
+inline constexpr int kPruneSharedBytes4 = 4 * 4 * (kPruneBins + 8 + 3 + 2 + 3);
 inline constexpr int kSelectSharedBytes = 4 * (2 * kPruneBins + 32 + 8);
+
+// Threads of a CTA of every kernel of the fused step: a constant, as loops over a runtime stride cost divisions.
+inline constexpr int kThreads = 256;
 
 // Bytes of dynamic shared memory of attend_kernel, in its order.
 struct AttendLayout {
-  int select;  // SelectShared or ExactShared
-  int list;    // int2 [budget]: block, offset in it
-  int inbox;   // float [cluster][heads * head_dim / cluster]
-  int stats;   // float [8 CTAs][8 maxima, 8 sums], then the same of the warps
-  int slots;   // uint2 [score_ctas * slots]; later float [warps][heads][head_dim]
+  int select;   // SelectShared or ExactShared
+  int list;     // int2 [budget]: block, offset in it
+  int inbox;    // float [cluster][heads * head_dim / cluster, whole chunks of 32]
+  int stats;    // float2 [8 CTAs][8 heads]: maximum, sum
+  int warps;    // float [8 warps][8 maxima, 8 sums]
+  int barrier;  // 8 bytes
+  int slots;    // uint2 [lists * slots]; later float [warps][heads][head_dim]
   int total;
 };
-FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, int heads, int threads, int slots,
-                                                     int index_dims) {
+FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, int heads, int slots, int index_dims) {
   AttendLayout l{};
   l.select = 0;
   l.list = kSelectSharedBytes;
   l.inbox = (l.list + 8 * budget + 15) / 16 * 16;
-  l.stats = l.inbox + 4 * heads * head_dim;
-  l.slots = l.stats + 4 * 2 * 16 * 8;
+  l.stats = l.inbox + 4 * heads * head_dim + 8 * 128;
+  l.warps = l.stats + 8 * 8 * 8;
+  l.barrier = l.warps + 8 * 16 * 4;
+  l.slots = l.barrier + 16;
   int rest = 8 * slots;
-  const int sums = threads / 32 * heads * head_dim * 4;
+  const int sums = kThreads / 32 * heads * head_dim * 4;
   const int query = 16 * index_dims * 4 + 16;
   rest = rest > sums ? rest : sums;
   rest = rest > query ? rest : query;

@@ -76,14 +76,14 @@ __device__ __forceinline__ int bin_shift(u32 range, int bits) {
 template <int kSets>
 struct PruneShared {
   u32 hist[kSets * kPruneBins];
-  u32 warps[kSets * 32];
+  u32 warps[kSets * (kThreads / 32)];
   BinFound found[kSets];
   u32 highest[kSets];
   u32 lowest[kSets];
 
   // Followed by a barrier before the first prune.
   __device__ void clear() {
-    for (int i = threadIdx.x; i < kSets * kPruneBins; i += blockDim.x) hist[i] = 0;
+    for (int i = threadIdx.x; i < kSets * kPruneBins; i += kThreads) hist[i] = 0;
     if (threadIdx.x < kSets) {
       highest[threadIdx.x] = 0;
       lowest[threadIdx.x] = 0xFFFFFFFFU;
@@ -132,13 +132,13 @@ __device__ __forceinline__ void place_items(PruneShared<kSets>& s, int set, u32 
     const u32 y = __shfl_up_sync(kFullWarp, x, o);
     if (lane >= o) x += y;
   }
-  if (lane >= 32 - kSets) s.warps[set * 32 + warp] = x;
+  if (lane >= 32 - kSets) s.warps[set * 8 + warp] = x;
   __syncthreads();
   place = x - mine;
   total = 0;
-#pragma unroll 4
-  for (int w = 0; w < static_cast<int>(blockDim.x >> 5); ++w) {
-    const u32 n = s.warps[set * 32 + w];
+#pragma unroll
+  for (int w = 0; w < kThreads / 32; ++w) {
+    const u32 n = s.warps[set * 8 + w];
     if (w < warp) place += n;
     total += n;
   }
@@ -149,7 +149,7 @@ __device__ __forceinline__ void place_items(PruneShared<kSets>& s, int set, u32 
 template <int kSets, bool kFloatKeys, class TokenOf>
 __device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, int n, u32 best, u32 quota, u32 slots,
                                       uint2* out, uint4* bounds, const TokenOf& token) {
-  const int nt = blockDim.x;
+  constexpr int nt = kThreads;
   const int tid = threadIdx.x;
   const int lane = tid & 31;
   const int set = tid & (kSets - 1);
@@ -171,7 +171,8 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, in
   int shift = bin_shift(highest - low, 9);
   u32* hist = s.hist + set * kPruneBins;
   // Samples, the best of every `group` keys: at least four for each key wanted, where there are that many.
-  const int group = max(1, n * (nt / kSets) / static_cast<int>(4 * quota));
+  const int extra = __clz(static_cast<int>(4 * quota - 1)) - 1 - __clz(max(1, n * (nt / kSets)));
+  const int group = 1 << max(0, extra);
   for (int i = 0; i < n; i += group) {
     u32 k = 0;
     if (group >= n) {

@@ -60,7 +60,7 @@ float load_kv(PagedKvType type, const char* row, int64_t i) {
 
 void encode_row(const PagedShape& s, const int16_t* dims, const float* scale, const char* k, char* out) {
   for (int32_t i = 0; i < s.index_dims; ++i) {
-    float x = load_kv(s.kv_type, k, dims[i]) / scale[i];
+    float x = load_kv(s.kv_type, k, dims[i]) * (1.0F / scale[i]);
     if (std::isnan(x)) x = 0;
     if (s.index_type == PagedIndexType::kBF16) {
       const float largest = std::bit_cast<float>(0x7F7F0000U);

@@ -2,14 +2,16 @@
 //
 //   S[h, t] = sum_d q[h, d] * code[t, d]     on the tensor cores, 16 tokens x 4 heads an instruction
 //
-// Mapping: score_ctas CTAs a row, a row being (sequence, query token, KV head [, quad of heads]).
-//   A row's tokens go round its CTAs 16 at a time, so that a hot window of neighbours spreads over all
-//   of them. A warp takes 4 such units at a time and has the next 4 in flight.
+// Mapping: score_ctas CTAs a row, a row being (sequence, query token, KV head [, quad of heads]), and one more for
+//   the new tokens. A row's tokens go round its CTAs 16 at a time, so that a hot window of neighbours spreads over all
+//   of them. A warp takes 4 such units at a time, and asks for the next 4 as soon as their scores are out of the
+//   registers; three CTAs an SM cover the rest of the latency.
 // Memory: index_row_bytes a token, read once; a few hundred (key, token) pairs a CTA written.
 // Numerics: paged.h. Integer keys are exact.
 // Ordering: no atomics but counts, maxima and minima of integers: bit-identical from run to run.
-// Tried and dropped (docs/gpu.md): one histogram of the row in global memory and buckets of its bins;
-//   a histogram of all keys where one value a thread does.
+// Tried and dropped (docs/gpu.md): every warp gathering its own queries (many thousand warps ask L2 for the same 8 KB);
+//   a second set of registers for loads in flight (two CTAs an SM, 12% slower at 16 x 128K); the new tokens' codes in a
+//   CTA that also scores; prefetching the kernel's parameters.
 #pragma once
 
 #include "src/ops/paged/paged_codec.cuh"
@@ -66,7 +68,7 @@ __device__ __forceinline__ ScoreRow score_row(const PagedShape& s, int row) {
 // K and V rows of this sequence's new tokens, a warp a token.
 __device__ __forceinline__ void append_kv(const StepParams& p, const ScoreRow& r, int length) {
   const PagedShape& s = p.a.shape;
-  const int warps = blockDim.x >> 5;
+  constexpr int warps = kThreads / 32;
   const int lane = threadIdx.x & 31;
   const int chunks = s.head_dim / 8;
   for (int i = warps - 1 - static_cast<int>(threadIdx.x >> 5); i < s.num_query_tokens; i += warps) {
@@ -86,8 +88,38 @@ __device__ __forceinline__ void append_kv(const StepParams& p, const ScoreRow& r
   }
 }
 
+// Slice c of the code of new token `token`, of this lane's plane.
+template <class Codec>
+__device__ __forceinline__ typename Codec::Slice new_code(const StepParams& p, const ScoreRow& r, int token,
+                                                          bool is_f16) {
+  constexpr int kLaneDims = Codec::kLaneDims;
+  const int64_t at = static_cast<int64_t>(r.plane) * (4 * kLaneDims) + (threadIdx.x & 3) * kLaneDims;
+  const char* k = row_at(p.a.k_new, r.seq, token, r.kv_head);
+  unsigned short raw[kLaneDims];
+  float y[kLaneDims];
+#pragma unroll
+  for (int i = 0; i < kLaneDims; ++i) raw[i] = load_stream<unsigned short>(k + 2 * __ldg(p.a.dims + at + i));
+#pragma unroll
+  for (int i = 0; i < kLaneDims; ++i) y[i] = half_value(raw[i], is_f16) * __frcp_rn(__ldg(p.a.index_scale + at + i));
+  return Codec::encode(y);
+}
+
+// The list of the new tokens: lane 4 * g + c has the key of token g (of set c, or c == 0). One warp.
+template <int kSets>
+__device__ __forceinline__ void publish_new(u32 key, int position, int slots, uint2* out, uint4* bounds) {
+  const int lane = threadIdx.x & 31;
+  const u32 highest = sets_max<kSets>(key);
+  const u32 lowest = ~sets_max<kSets>(key != 0 ? ~key : 0U);
+  const u32 all = __ballot_sync(kFullWarp, key != 0);
+  const u32 of_set = kSets == 1 ? all : all & (0x11111111U << (lane & 3));
+  if (out == nullptr) return;
+  if (kSets != 1 || (lane & 3) == 0) out[lane >> 2] = make_uint2(key, static_cast<u32>(position));
+  for (int i = 8 + lane / kSets; i < slots; i += 32 / kSets) out[i] = make_uint2(0, 0);
+  if (lane < kSets) *bounds = make_uint4(0, highest, lowest, __popc(of_set));
+}
+
 template <class Codec, int kFrags, int kSets>
-__global__ void __launch_bounds__(256, sizeof(typename Codec::Slice) * kFrags <= 8 ? 3 : 2)
+__global__ void __launch_bounds__(kThreads, sizeof(typename Codec::Slice) * kFrags <= 8 ? 3 : 2)
     score_kernel(const __grid_constant__ StepParams p) {
   using Slice = typename Codec::Slice;
   using Score = typename Codec::Score;
@@ -102,14 +134,15 @@ __global__ void __launch_bounds__(256, sizeof(typename Codec::Slice) * kFrags <=
   float* queries = reinterpret_cast<float*>(shared) + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4) / 4;
   u32* keys = reinterpret_cast<u32*>(queries + kQueries);
   const PagedShape& shape = p.a.shape;
-  const int nt = blockDim.x;
+  constexpr int nt = kThreads;
   const int tid = threadIdx.x;
   const int lane = tid & 31;
   const int warp = tid >> 5;
   const int g = lane >> 2;
   const int c = lane & 3;
-  const int ctas = gridDim.x;
+  const int ctas = gridDim.x - 1;
   const int rank = blockIdx.x;
+  const bool for_new = rank == ctas;  // the CTA of the new tokens
   const ScoreRow r = score_row<kSets>(shape, blockIdx.y);
   s.clear();
   // dims and index_scale are constants of the model: no kernel of the stream writes them (paged.h).
@@ -132,7 +165,6 @@ __global__ void __launch_bounds__(256, sizeof(typename Codec::Slice) * kFrags <=
   };
   const unsigned short first_query = tid < kQueries ? load_query(tid) : 0;
   const bool appends = p.a.k_new.data != nullptr;
-  const bool last = rank == ctas - 1;
 
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   const int seen = length - shape.num_query_tokens + r.query + 1;
@@ -142,7 +174,7 @@ __global__ void __launch_bounds__(256, sizeof(typename Codec::Slice) * kFrags <=
   const int lo = shape.sinks;
   const int hi = scores ? seen - shape.recent : 0;
   const int hi_old = min(hi, first_new);
-  const int units = hi_old > lo ? (hi_old + 15) >> 4 : 0;
+  const int units = hi_old > lo && !for_new ? (hi_old + 15) >> 4 : 0;
 
   const char* base =
       static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride + c * static_cast<int>(sizeof(Slice));
@@ -184,7 +216,6 @@ __global__ void __launch_bounds__(256, sizeof(typename Codec::Slice) * kFrags <=
 
   if (tid < kQueries) store_query(tid, first_query);
   for (int i = tid + nt; i < kQueries; i += nt) store_query(i, load_query(i));
-  if (last && appends && r.writes_kv) append_kv(p, r, length);
   __syncthreads();
   // Queries of column g (head g / 2 of a quad, high or low part) for this lane's dims.
   float x[kFrags][kLaneDims];
@@ -229,6 +260,41 @@ __global__ void __launch_bounds__(256, sizeof(typename Codec::Slice) * kFrags <=
     }
   };
   const bool has_head = kSets == 1 || c < r.heads;
+  const int set = r.set0 + (kSets == 1 ? 0 : c);
+  const int64_t list = ((static_cast<int64_t>(r.seq) * shape.num_query_tokens + r.query) * shape.num_sets() +
+                        (has_head ? set : r.set0)) *
+                           (ctas + 1) +
+                       rank;
+  uint2* const slots = p.slots + list * p.plan.slots;
+
+  if (for_new) {
+    if (appends && r.writes_kv) append_kv(p, r, length);
+    if (warp != 0) return;
+    const int position = first_new + g;
+    const bool mine = appends && position < length;
+    u32 key = 0;
+    if (appends) {
+      const Slice code = new_code<Codec>(p, r, mine ? position - (length - shape.num_query_tokens) : 0, is_f16);
+      if (mine && r.writes_index) {
+        const Place place = place_of(p, position);
+        *reinterpret_cast<Slice*>(static_cast<char*>(p.a.index.data) +
+                                  cache_offset(p.a.index, table[place.page], r.plane, place.offset) +
+                                  c * static_cast<int>(sizeof(Slice))) = code;
+      }
+      Score s0;
+      Score s1;
+      score_tile(code, code, s0, s1);
+      if constexpr (kSets == 1) {
+        s0 = max(s0, __shfl_xor_sync(kFullWarp, s0, 1));
+        s0 = max(s0, __shfl_xor_sync(kFullWarp, s0, 2));
+      }
+      if (mine && has_head && position >= lo && position < hi && (kSets != 1 || c == 0)) key = key_of(s0);
+    }
+    publish_new<kSets>(key, position, p.plan.slots, scores && has_head ? slots : nullptr, p.bounds + list);
+    return;
+  }
+  if (!scores) return;
+
   u32 best = 0;
   int n = 0;
   const auto keep = [&](Score score, bool valid) {
@@ -237,41 +303,6 @@ __global__ void __launch_bounds__(256, sizeof(typename Codec::Slice) * kFrags <=
     ++n;
     best = max(best, key);
   };
-
-  // The new tokens' codes: slice c of token g, as the tensor cores want it and as memory has it.
-  int new_keys = 0;
-  if (last && appends && warp == 0 && (r.writes_index || hi > first_new)) {
-    const int position = length - shape.num_query_tokens + g;
-    const bool mine = g < shape.num_query_tokens && position >= 0;
-    const char* k = row_at(p.a.k_new, r.seq, mine ? g : 0, r.kv_head);
-    float y[kLaneDims];
-#pragma unroll
-    for (int i = 0; i < kLaneDims; ++i) {
-      const int64_t at = plane0 + c * kLaneDims + i;
-      y[i] = load_half_fresh(k + 2 * __ldg(p.a.dims + at), is_f16) / __ldg(p.a.index_scale + at);
-    }
-    const Slice code = Codec::encode(y);
-    if (mine && r.writes_index) {
-      const Place place = place_of(p, position);
-      const int block = __ldcg(table + place.page);
-      *reinterpret_cast<Slice*>(static_cast<char*>(p.a.index.data) +
-                                cache_offset(p.a.index, block, r.plane, place.offset) +
-                                c * static_cast<int>(sizeof(Slice))) = code;
-    }
-    if (hi > first_new) {
-      Score s0;
-      Score s1;
-      score_tile(code, code, s0, s1);
-      if constexpr (kSets == 1) {
-        s0 = max(s0, __shfl_xor_sync(kFullWarp, s0, 1));
-        s0 = max(s0, __shfl_xor_sync(kFullWarp, s0, 2));
-      }
-      keep(s0, mine && has_head && (kSets != 1 || c == 0) && position >= lo && position < hi);
-      new_keys = 1;
-    }
-  }
-  if (!scores) return;
-
   for (int round = 0; active(round); ++round) {
     Score t[8];
 #pragma unroll
@@ -302,18 +333,11 @@ __global__ void __launch_bounds__(256, sizeof(typename Codec::Slice) * kFrags <=
   }
 
   const auto token_of = [&](int i) {
-    if (i < new_keys) return first_new + g;
-    const int k = i - new_keys;
-    const int i_of_round = kSets == 1 ? 2 * c + k % kKeys : k % kKeys;
-    return unit_of(k / kKeys, i_of_round >> 1) * 16 + g + 8 * (i_of_round & 1);
+    const int of_round = kSets == 1 ? 2 * c + i % kKeys : i % kKeys;
+    return unit_of(i / kKeys, of_round >> 1) * 16 + g + 8 * (of_round & 1);
   };
-  const int set = r.set0 + (kSets == 1 ? 0 : c);
-  const int64_t where = ((static_cast<int64_t>(r.seq) * shape.num_query_tokens + r.query) * shape.num_sets() +
-                         (has_head ? set : r.set0)) *
-                            ctas +
-                        rank;
-  prune<kSets, kFloat>(s, keys, n, best, p.plan.quota, p.plan.slots,
-                       has_head ? p.slots + where * p.plan.slots : nullptr, p.bounds + where, token_of);
+  prune<kSets, kFloat>(s, keys, n, best, p.plan.quota, p.plan.slots, has_head ? slots : nullptr, p.bounds + list,
+                       token_of);
 }
 
 template <class Codec>

@@ -5,11 +5,11 @@
 namespace fasa::ops::paged {
 namespace {
 
-__global__ void __launch_bounds__(1024) prune_kernel(const __grid_constant__ SelectParams p) {
+__global__ void __launch_bounds__(kThreads) prune_kernel(const __grid_constant__ SelectParams p) {
   extern __shared__ __align__(16) u32 shared[];
   auto& s = *reinterpret_cast<PruneShared<1>*>(shared);
   u32* keys = shared + kPruneSharedBytes1 / 4;
-  const int nt = blockDim.x;
+  constexpr int nt = kThreads;
   const int tid = threadIdx.x;
   const int lane = tid & 31;
   const int warp = tid >> 5;
@@ -60,13 +60,13 @@ __global__ void __launch_bounds__(1024) prune_kernel(const __grid_constant__ Sel
                  [&](int i) { return token_at(i / 16, i / 4 % 4) + i % 4; });
 }
 
-__global__ void __launch_bounds__(512) pick_kernel(const __grid_constant__ SelectParams p) {
+__global__ void __launch_bounds__(kThreads) pick_kernel(const __grid_constant__ SelectParams p) {
   extern __shared__ __align__(16) char memory[];
   auto& s = *reinterpret_cast<SelectShared*>(memory);
   uint2* slots = reinterpret_cast<uint2*>(memory + kSelectSharedBytes);
   const int count = p.plan.score_ctas * p.plan.slots;
   const int tid = threadIdx.x;
-  const int nt = blockDim.x;
+  constexpr int nt = kThreads;
   int32_t* kept = p.a.kept + static_cast<int64_t>(blockIdx.x) * p.a.budget;
   s.clear();
   grid_wait();
