@@ -1,6 +1,6 @@
 # The commands of the project; `make help` lists them. Each may be repeated, and does only what is left to do.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench reproduce asan tsan fuzz format format-check tidy clean
+.PHONY: help setup build demo test test-python bench reproduce asan tsan fuzz format format-check tidy clean
 
 jobs ?= $(shell nproc)
 release := build/release
@@ -43,6 +43,9 @@ bench: $(profile) ## measure tokens per second against context depth, and each o
 reproduce: build ## make every number of docs/quality.md and docs/reproduction.md (hours; goes on where it stopped)
 	@scripts/setup --gemma
 	@scripts/reproduce
+
+test-python: ## build the wheel of the Python package and test it in two versions of torch
+	@scripts/test_python
 
 asan: setup ## build with AddressSanitizer and UBSan, and run the tests: build/asan
 	@scripts/test_sanitized asan

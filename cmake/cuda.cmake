@@ -1,4 +1,6 @@
 # The CUDA language, where FASA_CUDA asks for it. Sanitizers are for host code: they leave it out.
+set(FASA_CUDA AUTO CACHE STRING "Build the CUDA part: ON, OFF, or AUTO (where a CUDA compiler is found)")
+set(FASA_CUDA_ARCHITECTURES 80-real 90-real 100 CACHE STRING "GPU architectures of the CUDA part")
 set(FASA_CUDA_FOUND FALSE)
 if(FASA_CUDA STREQUAL "AUTO" AND NOT FASA_SANITIZE)
   include(CheckLanguage)
