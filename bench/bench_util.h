@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <map>
@@ -24,7 +25,7 @@ inline double seconds_since(std::chrono::steady_clock::time_point start) {
 // Value at fraction `at` of `values`, which it sorts.
 inline double quantile(std::vector<double>& values, double at) {
   std::sort(values.begin(), values.end());
-  return values[static_cast<size_t>(at * static_cast<double>(values.size() - 1) + 0.5)];
+  return values[static_cast<size_t>(std::lround(at * static_cast<double>(values.size() - 1)))];
 }
 
 inline uint64_t sum_words(const uint64_t* words, size_t count) {

@@ -110,7 +110,7 @@ TEST(BackendDecode, CacheTypes) {
     setup().use("budget=64 policy=full");
     const auto ours = run(options);
     EXPECT_GT(take_stats().dense_calls, 0);
-    expect_near(ours, run_without(options), v == GGML_TYPE_Q8_0 ? 0.06 : 0.06);
+    expect_near(ours, run_without(options), 0.06);
     setup().use("budget=64");
     run(options);
     EXPECT_GT(take_stats().sparse_calls, 0);

@@ -172,12 +172,15 @@ void* registry_function(ggml_backend_reg_t /*registry*/, const char* name) {
   return nullptr;
 }
 
+ggml_backend_reg_t registry() {
+  static ggml_backend_reg instance = {
+      GGML_BACKEND_API_VERSION, {registry_name, registry_device_count, registry_device, registry_function}, nullptr};
+  return &instance;
+}
+
 }  // namespace
 }  // namespace fasa::ggml
 
 extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init(void) {
-  using namespace fasa::ggml;
-  static ggml_backend_reg registry = {
-      GGML_BACKEND_API_VERSION, {registry_name, registry_device_count, registry_device, registry_function}, nullptr};
-  return &registry;
+  return fasa::ggml::registry();
 }

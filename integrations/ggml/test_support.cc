@@ -71,7 +71,7 @@ Profile random_profile(const std::string& gguf_path, uint64_t seed) {
     layer.sliding_window = windowed && l % 6 != 5;  // Gemma 3: every sixth layer is global
     if (!layer.sliding_window) {
       std::vector<float>& values = layer.measures["variance"];
-      values.resize(static_cast<size_t>(layer.num_q_heads * num_fcs(layer.rope)));
+      values.resize(static_cast<size_t>(layer.num_q_heads) * static_cast<size_t>(num_fcs(layer.rope)));
       std::ranges::generate(values, [&] { return measure(random); });
       const auto head_dim = static_cast<size_t>(layer.rope.head_dim);
       layer.channels["abs_qk"].resize(heads * head_dim);
