@@ -62,7 +62,7 @@ class Tables(unittest.TestCase):
                 with open(document) as file:
                     page = file.read()
             self.assertNotIn("old", page)
-            self.assertEqual(page.count("fasa, the default | 0.2000 |"), 1)
+            self.assertEqual(page.count("fasa, 50% of the FCs in int4 | 0.2000 |"), 1)
             self.assertIn("Not measured yet.", page)
             self.assertTrue(page.startswith("before\n") and page.endswith("after\n"))
 

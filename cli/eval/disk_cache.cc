@@ -46,7 +46,7 @@ DiskCache::DiskCache(const std::string& dir, int64_t max_bytes)
 fs::path DiskCache::path_of(const std::string& key) const { return dir_ / (key + kSuffix); }
 
 fs::path DiskCache::find(const std::string& key) const {
-  const fs::path path = path_of(key);
+  fs::path path = path_of(key);
   std::error_code failed;
   if (!fs::is_regular_file(path, failed)) return {};
   fs::last_write_time(path, fs::file_time_type::clock::now(), failed);
@@ -58,7 +58,7 @@ fs::path DiskCache::reserve(const std::string& key) const {
 }
 
 fs::path DiskCache::commit(const std::string& key) const {
-  const fs::path path = path_of(key);
+  fs::path path = path_of(key);
   std::error_code failed;
   fs::rename(reserve(key), path, failed);
   if (failed) {

@@ -15,8 +15,7 @@ namespace fs = std::filesystem;
 
 class DiskCacheTest : public testing::Test {
  protected:
-  DiskCacheTest() : dir_(fs::temp_directory_path() / ("fasa-cache-test-" + std::to_string(getpid()))) {}
-  ~DiskCacheTest() override { fs::remove_all(dir_); }
+  void TearDown() override { fs::remove_all(dir); }
   static void store(const DiskCache& cache, const std::string& key, size_t bytes) {
     std::ofstream(cache.reserve(key)) << std::string(bytes, 'x');
     cache.commit(key);
@@ -26,11 +25,11 @@ class DiskCacheTest : public testing::Test {
     const fs::path path = cache.find(key);
     fs::last_write_time(path, fs::file_time_type::clock::now() - std::chrono::minutes(minutes));
   }
-  fs::path dir_;
+  fs::path dir = fs::temp_directory_path() / ("fasa-cache-test-" + std::to_string(getpid()));
 };
 
 TEST_F(DiskCacheTest, FindsWhatWasCommittedOnly) {
-  const DiskCache cache((dir_ / "a" / "b").string(), 1000);
+  const DiskCache cache((dir / "a" / "b").string(), 1000);
   EXPECT_TRUE(cache.find("one").empty());
   std::ofstream(cache.reserve("one")) << "half";
   EXPECT_TRUE(cache.find("one").empty());
@@ -39,7 +38,7 @@ TEST_F(DiskCacheTest, FindsWhatWasCommittedOnly) {
 }
 
 TEST_F(DiskCacheTest, TheLongestUnusedGoesFirst) {
-  const DiskCache cache(dir_.string(), 250);
+  const DiskCache cache(dir.string(), 250);
   store(cache, "old", 100);
   store(cache, "used", 100);
   age(cache, "old", 20);
@@ -52,7 +51,7 @@ TEST_F(DiskCacheTest, TheLongestUnusedGoesFirst) {
 }
 
 TEST_F(DiskCacheTest, WhatIsTooLargeStaysForItsOwnRun) {
-  const DiskCache cache(dir_.string(), 50);
+  const DiskCache cache(dir.string(), 50);
   store(cache, "large", 100);
   EXPECT_FALSE(cache.find("large").empty());
   store(cache, "next", 10);
@@ -60,9 +59,9 @@ TEST_F(DiskCacheTest, WhatIsTooLargeStaysForItsOwnRun) {
 }
 
 TEST_F(DiskCacheTest, AFolderThatCannotBe) {
-  fs::create_directories(dir_);
-  std::ofstream(dir_ / "file") << "x";
-  EXPECT_THROW(DiskCache((dir_ / "file").string(), 1), Error);
+  fs::create_directories(dir);
+  std::ofstream(dir / "file") << "x";
+  EXPECT_THROW(DiskCache((dir / "file").string(), 1), Error);
 }
 
 }  // namespace

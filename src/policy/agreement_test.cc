@@ -12,26 +12,26 @@ namespace {
 class AgreementTest : public testing::Test {
  protected:
   AgreementTest() {
-    for (int t = 0; t < kRows; ++t) keys_[t] = {static_cast<float>(t), 0.0F};
-    step_.q = {.data = query_, .num_heads = 2, .head_dim = 2, .head_stride = 2};
-    step_.k = {.data = reinterpret_cast<std::byte*>(keys_),
-               .dtype = DType::kF32,
-               .num_rows = kRows,
-               .num_heads = 1,
-               .head_dim = 2,
-               .row_stride = sizeof(keys_[0]),
-               .head_stride = sizeof(keys_[0])};
-    step_.scale = 0.5F;
-    step_.num_visible = kRows;
+    for (int t = 0; t < kRows; ++t) keys[t] = {static_cast<float>(t), 0.0F};
+    step.q = {.data = query, .num_heads = 2, .head_dim = 2, .head_stride = 2};
+    step.k = {.data = reinterpret_cast<std::byte*>(keys),
+              .dtype = DType::kF32,
+              .num_rows = kRows,
+              .num_heads = 1,
+              .head_dim = 2,
+              .row_stride = sizeof(keys[0]),
+              .head_stride = sizeof(keys[0])};
+    step.scale = 0.5F;
+    step.num_visible = kRows;
   }
   static constexpr int kRows = 4;
   struct Key {
     float x, y;
   };
-  float query_[4] = {1, 0, -1, 0};
-  Key keys_[kRows];
-  DecodeStep step_;
-  Context context_{make_serial_executor()};
+  float query[4] = {1, 0, -1, 0};
+  Key keys[kRows];
+  DecodeStep step;
+  Context context{make_serial_executor()};
 };
 
 TEST_F(AgreementTest, SharedRowsByHand) {
@@ -39,7 +39,7 @@ TEST_F(AgreementTest, SharedRowsByHand) {
   const int32_t rows[] = {0, 3};
   const int64_t counts[] = {2};
   AgreementProbe probe;
-  probe.add(context_, 7, step_, {rows, 2, counts, 1});
+  probe.add(context, 7, step, {rows, 2, counts, 1});
   const std::vector<HeadAgreement> heads = probe.heads();
   ASSERT_EQ(heads.size(), 2U);
   const double total = 1 + std::exp(0.5) + std::exp(1.0) + std::exp(1.5);
@@ -57,8 +57,8 @@ TEST_F(AgreementTest, RowsOfEachHeadAndASumOverQueries) {
   const int32_t rows[] = {1, 2, 3, 0, 0, 0};  // head 0 keeps three, head 1 one
   const int64_t counts[] = {3, 1};
   AgreementProbe probe;
-  probe.add(context_, 0, step_, {rows, 3, counts, 2});
-  probe.add(context_, 0, step_, {rows, 3, counts, 2});
+  probe.add(context, 0, step, {rows, 3, counts, 2});
+  probe.add(context, 0, step, {rows, 3, counts, 2});
   const std::vector<HeadAgreement> heads = probe.heads();
   EXPECT_EQ(heads[0].queries, 2);
   EXPECT_DOUBLE_EQ(heads[0].agreement, 2);
@@ -70,12 +70,12 @@ TEST_F(AgreementTest, RowsOfEachHeadAndASumOverQueries) {
 TEST_F(AgreementTest, HiddenRowsAreNoBestRows) {
   const float hidden = -std::numeric_limits<float>::infinity();
   const float bias[] = {0, 0, 0, hidden};
-  step_.bias = bias;
-  step_.num_visible = 3;
+  step.bias = bias;
+  step.num_visible = 3;
   const int32_t rows[] = {2};
   const int64_t counts[] = {1};
   AgreementProbe probe;
-  probe.add(context_, 0, step_, {rows, 1, counts, 1});
+  probe.add(context, 0, step, {rows, 1, counts, 1});
   EXPECT_DOUBLE_EQ(probe.heads()[0].agreement, 1);
   EXPECT_NEAR(probe.heads()[0].mass, std::exp(1.0) / (1 + std::exp(0.5) + std::exp(1.0)), 1e-6);
 }

@@ -209,12 +209,7 @@ struct Codec<PagedIndexType::kF8E4M3, kDims> {
   static __device__ __forceinline__ u32 widen(u32 two) {
     u32 h;
     const unsigned short t = static_cast<unsigned short>(two);
-#if __CUDA_ARCH__ >= 890
     asm volatile("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(h) : "h"(t));
-#else
-    const __half2_raw r = __nv_cvt_fp8x2_to_halfraw2(t, __NV_E4M3);
-    h = static_cast<u32>(r.x) | static_cast<u32>(r.y) << 16;
-#endif
     return h;
   }
   static __device__ __forceinline__ void scores(const Slice& a, const Slice& b, const Query& q, Score& s0, Score& s1) {

@@ -121,6 +121,7 @@ __device__ __forceinline__ void publish_new(u32 key, int position, int slots, ui
 template <class Codec, int kFrags, int kSets>
 __global__ void __launch_bounds__(kThreads, sizeof(typename Codec::Slice) * kFrags <= 8 ? 3 : 2)
     score_kernel(const __grid_constant__ StepParams p) {
+#if __CUDA_ARCH__ >= 900
   using Slice = typename Codec::Slice;
   using Score = typename Codec::Score;
   constexpr bool kFloat = sizeof(Score) == 4 && static_cast<Score>(0.5F) != static_cast<Score>(0);
@@ -338,6 +339,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename Codec::Slice) * kFra
   };
   prune<kSets, kFloat>(s, keys, n, best, p.plan.quota, p.plan.slots, has_head ? slots : nullptr, p.bounds + list,
                        token_of);
+#endif
 }
 
 template <class Codec>
