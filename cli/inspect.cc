@@ -27,7 +27,7 @@ namespace fs = std::filesystem;
 struct InspectOptions {
   std::string profile;
   std::string criterion = "variance";
-  std::string n_tip = "25%";
+  std::string n_tip = "50%";
   bool per_head = false;
   bool json = false;
   std::string heatmap;

@@ -16,8 +16,8 @@ struct CommonOptions {
   int threads = 0;  // 0: the physical cores
   std::vector<std::string> policies;
   std::vector<int64_t> budgets;
-  std::string n_tip = "25%";
-  std::string index = "int8";
+  std::string n_tip = "50%";
+  std::string index = "int4";
   PolicySettings defaults;  // the rest, written by the parser
   bool verbose = false;
 };

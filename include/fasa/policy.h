@@ -52,7 +52,7 @@ struct PolicySettings {
   int64_t budget = 256;                // N_fac: rows kept per query, sinks and recent included
   int64_t sinks = 4;                   // first tokens always kept
   int64_t recent = 32;                 // last tokens always kept
-  double fc_fraction = 0.25;           // N_tip as a fraction of the head's FCs, used when fc_count is 0
+  double fc_fraction = 0.5;            // N_tip as a fraction of the head's FCs, used when fc_count is 0
   int64_t fc_count = 0;                // N_tip as a count
   std::string criterion = "variance";  // which measure of the profile ranks the FCs
   bool share_fcs = true;               // one set of FCs for a KV group (a smaller index)
@@ -62,11 +62,11 @@ struct PolicySettings {
   std::string weights;                 // measure that multiplies an FC's score (mean of the plane's heads); empty: none
   bool n_tip_by_layer = false;         // layers share out N_tip times their number by what an FC adds
   double budget_slope = 0;  // the first sparse layer's budget is 1 + slope times `budget`, the last 1 - slope
-  IndexType index_type = IndexType::kI8;
-  int64_t page = 16;           // rows of a page (policies that choose pages)
-  int64_t window = 32;         // last queries that are looked at (PolicyInfo::observes_prefill)
-  std::string basis = "post";  // kLoki: principal components of the keys before ("pre") or after RoPE
-  int64_t seed = 1;            // kRandom
+  IndexType index_type = IndexType::kI4;  // half of the FCs in 4 bits beat a quarter in 8 (docs/quality.md)
+  int64_t page = 16;                      // rows of a page (policies that choose pages)
+  int64_t window = 32;                    // last queries that are looked at (PolicyInfo::observes_prefill)
+  std::string basis = "post";             // kLoki: principal components of the keys before ("pre") or after RoPE
+  int64_t seed = 1;                       // kRandom
 };
 
 // Throws Error(kInvalidArgument) on a setting that cannot work (budget < sinks + recent + 1, ...).
