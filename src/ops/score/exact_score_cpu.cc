@@ -16,8 +16,6 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace fasa::ops::HWY_NAMESPACE {
-namespace hn = hwy::HWY_NAMESPACE;
-
 using fasa::HWY_NAMESPACE::Dot;
 using fasa::HWY_NAMESPACE::RowToFloat;
 
