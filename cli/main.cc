@@ -11,7 +11,7 @@
 
 int main(int argc, char** argv) {
   CLI::App app(
-      "FASA: long-context decoding of a GGUF model at nearly the speed of an empty context.\n"
+      "FASA: long-context decoding of a GGUF model, many times faster.\n"
       "Calibrate a model once, then run, measure and serve it.",
       "fasa");
   app.set_version_flag("--version", fmt::format("fasa {} (llama.cpp {})", FASA_VERSION, llama_version()));
