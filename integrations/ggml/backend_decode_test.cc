@@ -2,6 +2,7 @@
 // wherever nothing is left out.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
 #include <thread>
@@ -80,6 +81,33 @@ TEST(BackendDecode, BudgetOfTheContextEqualsLlama) {
     EXPECT_EQ(stats.dense_calls, kLayers * kSteps) << policy;
     EXPECT_EQ(stats.sparse_calls, 0) << policy;
     expect_near(ours, run_without(), kRounding);
+  }
+}
+
+// The token with the largest logit at each of 500 steps, after a prompt and the tokens that llama.cpp's own attention generates.
+// `forced` are those tokens; where it is empty, they are generated.
+std::vector<llama_token> top_tokens(const std::vector<llama_token>& forced) {
+  constexpr int kGenerated = 500;
+  const ContextPtr context = make_context(setup().model());
+  std::vector<llama_token> best;
+  std::vector<float> logits = prefill(context.get(), random_tokens(setup().model(), kPrompt, 1));
+  for (int i = 0; i < kGenerated; ++i) {
+    best.push_back(static_cast<llama_token>(std::max_element(logits.begin(), logits.end()) - logits.begin()));
+    logits = step(context.get(), forced.empty() ? best.back() : forced[i], kPrompt + i);
+  }
+  return best;
+}
+
+TEST(BackendDecode, TopTokensOf500StepsAreLlamas) {
+  configure("");
+  const std::vector<llama_token> generated = top_tokens({});
+  // With a budget, steps of up to 768 cells are left to llama.cpp and the others are ours; `full` is ours in every step.
+  for (const char* settings : {"budget=1000", "budget=1000 policy=oracle", "policy=full"}) {
+    setup().use(settings);
+    EXPECT_EQ(top_tokens(generated), generated) << settings;
+    const fasa_ggml_stats stats = take_stats();
+    EXPECT_GT(stats.dense_calls, 0) << settings;
+    EXPECT_EQ(stats.sparse_calls, 0) << settings;
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <ggml-backend-impl.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstring>
 #include <string>
@@ -75,6 +76,12 @@ std::shared_ptr<const Config> config_of(const ggml_tensor* root) {
   return kv != nullptr ? kv->config : current_config();
 }
 
+// A layer that stays dense keeps no index, so llama.cpp may write it: a part of the graph less. With `full` every layer is
+// dense, and one write at least tells that the cache is in use (is_in_use).
+bool may_skip_writes(const Config& config, const KvLayer& kv) {
+  return !kv.indexed && config.settings.kind != PolicyKind::kFull && is_dense_layer(config.settings, kv.layer);
+}
+
 bool claims_k_write(const ggml_tensor* op, const ggml_tensor* root, int layer) {
   // Taken in any case: it may belong to another model that this thread runs next.
   const auto norm = seen_norms().extract(layer);
@@ -98,6 +105,7 @@ bool claims_k_write(const ggml_tensor* op, const ggml_tensor* root, int layer) {
     kv->has_fingerprint = true;
   }
   if (kv->indexed) return true;  // an index must see every write
+  if (may_skip_writes(*config, *kv)) return false;
   return !has_transposed_v(root->buffer) && matching_profile(*config, *kv) != nullptr;
 }
 
@@ -111,7 +119,7 @@ bool claims_v_write(const ggml_tensor* op, const ggml_tensor* root, int layer) {
   if (root->buffer == nullptr) return false;
   for (const auto& kv : all_layers()) {
     if (kv->buffer == root->buffer && kv->layer == layer) {
-      return matching_profile(*kv->config, *kv) != nullptr && root->ne[1] == kv->num_rows;
+      return !may_skip_writes(*kv->config, *kv) && matching_profile(*kv->config, *kv) != nullptr && root->ne[1] == kv->num_rows;
     }
   }
   return false;
@@ -138,6 +146,13 @@ bool observes_prefill(const Config& config, int layer, const ggml_tensor* op) {
   return cpu != nullptr && ggml_backend_dev_supports_op(cpu, op);
 }
 
+// Something was written to one of the layers that share its buffer.
+bool is_in_use(const KvLayer& cache) {
+  if (cache.written) return true;
+  const auto layers = all_layers();
+  return std::ranges::any_of(layers, [&](const auto& kv) { return kv->buffer == cache.buffer && kv->written; });
+}
+
 bool claims_attention(const ggml_tensor* op) {
   const ggml_tensor* q = op->src[0];
   const ggml_tensor* k = op->src[1];
@@ -149,7 +164,7 @@ bool claims_attention(const ggml_tensor* op) {
   if (config->profile == nullptr || k->ne[1] <= config->settings.budget) return false;
   const std::shared_ptr<KvLayer> kv = find_layer(root);
   // Before anything was written llama.cpp probes, with the whole cache, whether attention runs on the layer's own device.
-  if (kv == nullptr || (!kv->written && k->ne[1] >= kv->num_rows)) return false;
+  if (kv == nullptr || (k->ne[1] >= kv->num_rows && !is_in_use(*kv))) return false;
   const LayerProfile* layer = matching_profile(*config, *kv);
   if (layer == nullptr) return false;
   bool k_known = false;

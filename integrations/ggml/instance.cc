@@ -123,7 +123,7 @@ InstanceIndex* Instance::index_of(KvLayer& kv) {
   index->settings = settings;
   for (int64_t s = 0; s < kv.num_streams; ++s) {
     auto state = policy.make_state == nullptr ? nullptr : policy.make_state(*layer, kv.num_rows, settings);
-    index->streams.push_back(std::make_unique<LayerIndex>(content, std::move(state)));
+    index->streams.push_back(std::make_unique<LayerIndex>(content, std::move(state), settings.budget));
   }
   kv.indices.push_back(std::move(index));
   kv.indexed = true;
@@ -153,8 +153,7 @@ void Instance::write_k(const ggml_tensor* node, const ggml_tensor* root) {
   const std::span<const int64_t> ids = row_ids(node->src[1]);
   const std::lock_guard lock(kv->mutex);
   InstanceIndex* index = index_of(*kv);
-  const LayerProfile* layer = index != nullptr ? indexed_layer(*kv) : nullptr;
-  const int64_t num_heads = layer != nullptr ? layer->num_kv_heads : 1;
+  const int64_t num_heads = index != nullptr ? index->num_kv_heads : 1;
 
   // A run of ids in one stream at a time; there is one run for each stream of the batch.
   for (size_t begin = 0; begin < ids.size();) {

@@ -30,13 +30,14 @@ bool is_visible(const VisibleRows& visible, int64_t row) { return visible.mask =
 
 void LayerIndex::Free::operator()(std::byte* data) const { std::free(data); }
 
-LayerIndex::LayerIndex(IndexContent content, std::unique_ptr<RowState> state)
+LayerIndex::LayerIndex(IndexContent content, std::unique_ptr<RowState> state, int64_t first_scored)
     : content_(std::move(content)),
       state_(std::move(state)),
       data_(allocate_zeroed(content_.shape.total_bytes())),
       valid_(static_cast<size_t>(num_rows()), 0),
       stamps_(static_cast<size_t>(num_rows())),
       last_stamp_(static_cast<uint32_t>(num_rows())),
+      first_scored_(first_scored),
       ordered_prefix_(num_rows()) {
   std::iota(stamps_.begin(), stamps_.end(), 1U);
   assert(!content_.basis.empty() ||
@@ -69,9 +70,11 @@ void LayerIndex::stamp(int64_t row) {
 }
 
 void LayerIndex::append(Context& context, const CacheView& src, std::span<const int64_t> rows, const CacheView& cache) {
-  ops::append(context, {.src = src, .rows = rows, .cache = cache, .index = view()});
+  const bool due = std::ranges::any_of(rows, [&](int64_t row) { return row >= first_scored_; });
+  ops::append(context, {.src = src, .rows = rows, .cache = cache, .index = due ? view() : IndexView{}});
   for (const int64_t row : rows) {
-    valid_[row] = 1;
+    valid_[row] = due ? 1 : 0;
+    if (!due) valid_prefix_ = std::min(valid_prefix_, row);
     stamp(row);
     if (state_ != nullptr) state_->replaced(row, 1);
   }
@@ -97,6 +100,7 @@ void LayerIndex::replaced(int64_t first, int64_t count) {
 
 int64_t LayerIndex::refresh(Context& context, const CacheView& cache, const VisibleRows& visible) {
   assert(visible.num_rows <= num_rows());
+  first_scored_ = 0;
   if (visible.mask == nullptr && visible.num_rows <= valid_prefix_) return 0;
   rebuild_.clear();
   for (int64_t row = 0; row < visible.num_rows; ++row) {

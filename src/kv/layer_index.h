@@ -35,10 +35,11 @@ struct IndexContent {
 
 class LayerIndex {
  public:
-  // `state` (or null) is told what happens to the rows.
-  explicit LayerIndex(IndexContent content, std::unique_ptr<RowState> state = nullptr);
+  // `state` (or null) is told what happens to the rows. Until the first refresh, rows below `first_scored` get no index:
+  // while a context is that short, nothing reads it.
+  explicit LayerIndex(IndexContent content, std::unique_ptr<RowState> state = nullptr, int64_t first_scored = 0);
 
-  // cache[rows[i]] = src[i], with the index rows; the rows become the newest, in the order given.
+  // cache[rows[i]] = src[i], with the index rows where they are due; the rows become the newest, in the order given.
   // src.data null: the caller wrote the cache already.
   void append(Context& context, const CacheView& src, std::span<const int64_t> rows, const CacheView& cache);
 
@@ -84,6 +85,7 @@ class LayerIndex {
   std::vector<uint8_t> valid_;
   std::vector<uint32_t> stamps_;  // distinct; at first in row order
   uint32_t last_stamp_ = 0;
+  int64_t first_scored_;        // 0 from the first refresh on
   int64_t valid_prefix_ = 0;    // rows 0..valid_prefix_-1 are all valid
   int64_t ordered_prefix_ = 0;  // rows 0..ordered_prefix_-1 have ascending stamps
   std::vector<int64_t> rebuild_;

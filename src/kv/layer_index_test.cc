@@ -19,7 +19,9 @@ constexpr int64_t kHeadDim = 8;
 
 // One KV head of f32 keys with its index, and beside it the plain record.
 struct Cache {
-  Cache() : index({.shape = {IndexType::kI8, 1, 2, kRows}, .dims = {0, 4, 1, 5}, .basis = {}, .weights = {}}) {
+  explicit Cache(int64_t first_scored = 0)
+      : index({.shape = {IndexType::kI8, 1, 2, kRows}, .dims = {0, 4, 1, 5}, .basis = {}, .weights = {}}, nullptr,
+              first_scored) {
     std::iota(age.begin(), age.end(), 0);
   }
 
@@ -81,7 +83,7 @@ void expect_right(Cache& cache, const VisibleRows& visible, int64_t sinks, int64
 }
 
 RC_GTEST_PROP(LayerIndex, AgesAndValidityFollowEveryChange, ()) {
-  Cache cache;
+  Cache cache(*rc::gen::inRange<int64_t>(0, kRows + 1));
   const auto steps = *rc::gen::inRange(1, 12);
   for (int step = 0; step < steps; ++step) {
     const auto first = *rc::gen::inRange<int64_t>(0, kRows);
@@ -102,6 +104,7 @@ RC_GTEST_PROP(LayerIndex, AgesAndValidityFollowEveryChange, ()) {
       default:
         cache.overwrite(first, count, true);
     }
+    if (step + 1 < steps && *rc::gen::arbitrary<bool>()) continue;  // several changes before one look
     std::vector<uint8_t> mask(kRows);
     int64_t visible_count = 0;
     for (uint8_t& m : mask) visible_count += m = *rc::gen::inRange<uint8_t>(0, 2);
@@ -123,6 +126,32 @@ TEST(LayerIndex, OnlyChangedRowsAreRebuilt) {
   cache.overwrite(10, 3, false);
   EXPECT_EQ(cache.index.refresh(cache.context, cache.view(), all), 3);
   EXPECT_EQ(cache.index.refresh(cache.context, cache.view(), all), 0);
+}
+
+TEST(LayerIndex, RowsThatNothingScoresYetAreIndexedOnce) {
+  constexpr int64_t kFirstScored = 40;
+  Cache cache(kFirstScored);
+  std::vector<int64_t> rows(kFirstScored);
+  std::iota(rows.begin(), rows.end(), 0);
+  cache.write(rows);
+  EXPECT_FALSE(cache.index.is_valid(0));
+  cache.write({kFirstScored});
+  EXPECT_TRUE(cache.index.is_valid(kFirstScored));
+  const VisibleRows all = {kFirstScored + 1, kFirstScored + 1, nullptr};
+  EXPECT_EQ(cache.index.refresh(cache.context, cache.view(), all), kFirstScored);
+  cache.write({3});
+  EXPECT_TRUE(cache.index.is_valid(3)) << "from the first refresh on every write is indexed";
+  EXPECT_EQ(cache.index.count_stale_rows(cache.context, cache.view()), 0);
+}
+
+TEST(LayerIndex, RowsOfARunThatReachesFurtherStayRight) {
+  Cache cache(40);
+  std::vector<int64_t> rows(kRows);
+  std::iota(rows.begin(), rows.end(), 0);
+  cache.write(rows);  // reaches beyond row 40: indexed
+  cache.write({5});   // not due
+  EXPECT_EQ(cache.index.refresh(cache.context, cache.view(), {kRows, kRows, nullptr}), 1);
+  EXPECT_EQ(cache.index.count_stale_rows(cache.context, cache.view()), 0);
 }
 
 TEST(LayerIndex, StaleRowsAreCounted) {

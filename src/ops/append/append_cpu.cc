@@ -48,18 +48,23 @@ HWY_EXPORT(Demote);
 
 constexpr int64_t kRowsPerTask = 16;
 
+// Heads of a row that follow one another without a gap are copied as one.
+bool is_dense_row(const CacheView& view) { return view.head_stride == dtype_bytes(view.dtype, view.head_dim); }
+
 void write_row(const AppendArgs& args, int64_t i) {
-  for (int64_t head = 0; head < args.cache.num_heads; ++head) {
-    const std::byte* from = args.src.at(i, head);
-    std::byte* to = args.cache.at(args.rows[i], head);
+  const bool whole = is_dense_row(args.src) && is_dense_row(args.cache);
+  const int64_t num_runs = whole ? 1 : args.cache.num_heads;
+  const int64_t values = whole ? args.cache.num_heads * args.cache.head_dim : args.cache.head_dim;
+  for (int64_t run = 0; run < num_runs; ++run) {
+    const std::byte* from = args.src.at(i, run);
+    std::byte* to = args.cache.at(args.rows[i], run);
     if (args.src.dtype == args.cache.dtype) {
-      std::memcpy(to, from, dtype_bytes(args.cache.dtype, args.cache.head_dim));
+      std::memcpy(to, from, dtype_bytes(args.cache.dtype, values));
     } else if (args.src.dtype == DType::kF32) {
       HWY_DYNAMIC_DISPATCH(Demote)
-      (reinterpret_cast<const float*>(from), reinterpret_cast<uint16_t*>(to), args.cache.head_dim,
-       args.cache.dtype == DType::kBF16);
+      (reinterpret_cast<const float*>(from), reinterpret_cast<uint16_t*>(to), values, args.cache.dtype == DType::kBF16);
     } else {
-      for (int64_t d = 0; d < args.cache.head_dim; ++d)
+      for (int64_t d = 0; d < values; ++d)
         store_value(args.cache.dtype, to, d, load_value(args.src.dtype, from, d));
     }
   }

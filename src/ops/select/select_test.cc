@@ -115,7 +115,8 @@ RC_GTEST_PROP(Select, AnyScoresAnyForcedRows, ()) {
   const auto levels = *rc::gen::inRange<uint32_t>(1, 1000);  // few levels: many ties
   std::mt19937 rng(seed);
   std::vector<float> scores(num_rows);
-  for (float& score : scores) score = static_cast<float>(rng() % levels) - static_cast<float>(levels / 2);
+  const int64_t middle = levels / 2;
+  for (float& score : scores) score = static_cast<float>(static_cast<int64_t>(rng() % levels) - middle);
   std::vector<int32_t> forced;
   for (int32_t row = 0; row < num_rows && static_cast<int64_t>(forced.size()) < budget; ++row)
     if (rng() % 20 == 0) forced.push_back(row);
