@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
-#include <optional>
+#include <string>
 
 namespace fasa::ops {
 namespace {
@@ -13,14 +13,8 @@ class ForcedImplementation : public testing::Test {
   void SetUp() override {
     if (const char* value = std::getenv("FASA_IMPL")) before_ = value;
   }
-  void TearDown() override {
-    if (before_) {
-      setenv("FASA_IMPL", before_->c_str(), 1);
-    } else {
-      unsetenv("FASA_IMPL");
-    }
-  }
-  std::optional<std::string> before_;
+  void TearDown() override { force_implementations(before_); }
+  std::string before_;
 };
 
 struct Args {
@@ -42,32 +36,32 @@ const char* run(const Args& args) {
 }
 
 TEST_F(ForcedImplementation, ParsesTheList) {
-  unsetenv("FASA_IMPL");
+  force_implementations("");
   EXPECT_EQ(forced_implementation("attend"), "");
-  setenv("FASA_IMPL", "attend:ref,score:cpu", 1);
+  force_implementations("attend:ref,score:cpu");
   EXPECT_EQ(forced_implementation("attend"), "ref");
   EXPECT_EQ(forced_implementation("score"), "cpu");
   EXPECT_EQ(forced_implementation("select"), "");
   EXPECT_EQ(forced_implementation("scor"), "");
   for (const char* broken : {"", ",", "attend", ":", "attend:", ",,:x,attend:"}) {
-    setenv("FASA_IMPL", broken, 1);
+    force_implementations(broken);
     EXPECT_EQ(forced_implementation("attend"), "") << broken;
   }
 }
 
 TEST_F(ForcedImplementation, TheForcedOneRuns) {
-  unsetenv("FASA_IMPL");
+  force_implementations("");
   EXPECT_STREQ(run({}), "fast");
-  setenv("FASA_IMPL", "toy:ref", 1);
+  force_implementations("toy:ref");
   EXPECT_STREQ(run({}), "ref");
-  setenv("FASA_IMPL", "other:ref", 1);
+  force_implementations("other:ref");
   EXPECT_STREQ(run({}), "fast");
 }
 
 TEST_F(ForcedImplementation, FallsBackAndRefuses) {
-  unsetenv("FASA_IMPL");
+  force_implementations("");
   EXPECT_STREQ(run({.odd = true}), "ref");
-  setenv("FASA_IMPL", "toy:fast", 1);
+  force_implementations("toy:fast");
   try {
     run({.odd = true});
     FAIL();
@@ -75,7 +69,7 @@ TEST_F(ForcedImplementation, FallsBackAndRefuses) {
     EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
     EXPECT_STREQ(error.what(), "toy: fast: even ones only");
   }
-  setenv("FASA_IMPL", "toy:nope", 1);
+  force_implementations("toy:nope");
   try {
     run({});
     FAIL();
