@@ -119,7 +119,8 @@ bool claims_v_write(const ggml_tensor* op, const ggml_tensor* root, int layer) {
   if (root->buffer == nullptr) return false;
   for (const auto& kv : all_layers()) {
     if (kv->buffer == root->buffer && kv->layer == layer) {
-      return !may_skip_writes(*kv->config, *kv) && matching_profile(*kv->config, *kv) != nullptr && root->ne[1] == kv->num_rows;
+      return !may_skip_writes(*kv->config, *kv) && matching_profile(*kv->config, *kv) != nullptr &&
+             root->ne[1] == kv->num_rows;
     }
   }
   return false;

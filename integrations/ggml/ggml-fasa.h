@@ -26,8 +26,9 @@ struct fasa_ggml_stats {
   int64_t dense_calls;   /* the same, by our dense attention */
   int64_t kv_bytes_read; /* bytes of K and V that those read */
   int64_t index_bytes_read;
-  int64_t index_bytes;  /* memory that all indices hold now, their bookkeeping included */
-  int64_t rows_rebuilt; /* index rows made from K later than written (state load, shift, copy, rows within the budget) */
+  int64_t index_bytes; /* memory that all indices hold now, their bookkeeping included */
+  int64_t
+      rows_rebuilt; /* index rows made from K later than written (state load, shift, copy, rows within the budget) */
 };
 /* "fasa_ggml_stats": sums over all contexts of the process since the last reset (index_bytes: now). */
 typedef void (*fasa_ggml_stats_t)(struct fasa_ggml_stats* out, int reset);

@@ -64,8 +64,7 @@ void write_row(const AppendArgs& args, int64_t i) {
       HWY_DYNAMIC_DISPATCH(Demote)
       (reinterpret_cast<const float*>(from), reinterpret_cast<uint16_t*>(to), values, args.cache.dtype == DType::kBF16);
     } else {
-      for (int64_t d = 0; d < values; ++d)
-        store_value(args.cache.dtype, to, d, load_value(args.src.dtype, from, d));
+      for (int64_t d = 0; d < values; ++d) store_value(args.cache.dtype, to, d, load_value(args.src.dtype, from, d));
     }
   }
 }
