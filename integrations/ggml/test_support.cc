@@ -50,6 +50,9 @@ Profile random_profile(const std::string& gguf_path, uint64_t seed) {
   const uint32_t width = number(file, prefix + "embedding_length");
   const uint32_t key_length = number(file, prefix + "attention.key_length");
   const bool windowed = number(file, prefix + "attention.sliding_window") > 0;
+  // Gemma 3, which need not say so: every sixth layer is global.
+  const uint32_t said = number(file, prefix + "attention.sliding_window_pattern");
+  const uint32_t period = said > 0 ? said : 6;
   std::ifstream bytes(gguf_path, std::ios::binary);
   std::mt19937_64 random(seed);
   std::uniform_real_distribution<float> measure(0.0F, 1.0F);
@@ -68,7 +71,7 @@ Profile random_profile(const std::string& gguf_path, uint64_t seed) {
     layer.rope.layout = interleaved ? RopeLayout::kInterleaved : RopeLayout::kHalf;
     layer.rope.head_dim = static_cast<int32_t>(key_length > 0 ? key_length : width / heads);
     layer.rope.rotary_dim = layer.rope.head_dim;
-    layer.sliding_window = windowed && l % 6 != 5;  // Gemma 3: every sixth layer is global
+    layer.sliding_window = windowed && l % period != period - 1;
     if (!layer.sliding_window) {
       std::vector<float>& values = layer.measures["variance"];
       values.resize(static_cast<size_t>(layer.num_q_heads) * static_cast<size_t>(num_fcs(layer.rope)));
