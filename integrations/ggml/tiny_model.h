@@ -6,7 +6,7 @@
 
 namespace fasa::ggml::test {
 
-// Both have heads of 64 dims, 4 query and 2 KV heads, and no vocabulary but numbers.
+// All have heads of 64 dims, 4 query and 2 KV heads, and no vocabulary but numbers.
 struct TinyModel {
   const char* architecture;  // "gemma2" (soft-capped), "gemma3" (q and k normed) or "gpt-oss" (attention sinks, experts)
   int num_layers;
