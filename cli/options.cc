@@ -135,7 +135,9 @@ void add_common_options(CLI::App& command, CommonOptions& options, Arity policie
       ->check(CLI::NonNegativeNumber)
       ->default_str(std::to_string(options.defaults.seed))
       ->group(group);
-  command.add_option("--index", options.index, "Type of the index: f16, int8 or int4")
+  command
+      .add_option("--index", options.index,
+                  "Type of the index: f16, int8, int4, or auto: int4 for heads of up to 128 dims, else int8")
       ->default_str(options.index)
       ->group(group);
   command.add_flag("-v,--verbose", options.verbose, "Show llama.cpp's own messages");
@@ -169,7 +171,7 @@ std::vector<Setting> backend_settings(const CommonOptions& options, const Policy
                               {"share_fcs", settings.share_fcs ? "1" : "0"},
                               {"share_tokens", settings.share_tokens ? "1" : "0"},
                               {"dense_layers", std::to_string(settings.dense_layers)},
-                              {"index", index_type_name(settings.index_type)},
+                              {"index", settings.index_type ? index_type_name(*settings.index_type) : "auto"},
                               {"page", std::to_string(settings.page)},
                               {"window", std::to_string(settings.window)},
                               {"basis", settings.basis},

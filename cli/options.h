@@ -17,7 +17,7 @@ struct CommonOptions {
   std::vector<std::string> policies;
   std::vector<int64_t> budgets;
   std::string n_tip = "50%";
-  std::string index = "int4";
+  std::string index = "auto";
   PolicySettings defaults;  // the rest, written by the parser
   bool verbose = false;
 };

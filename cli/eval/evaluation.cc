@@ -9,6 +9,7 @@
 #include "cli/progress.h"
 #include "cli/text_file.h"
 #include "fasa/error.h"
+#include "fasa/profile.h"
 #include "src/policy/decode_step.h"
 
 namespace fasa::cli {
@@ -84,7 +85,9 @@ Evaluation::Evaluation(const EvalOptions& options, const std::function<ContextOp
       results_(options.rows),
       session_(options.common, size, Session::Full::kOnDemand),
       model_key_(key_of_model(session_.model().path())) {
-  if (!session_.profile_path().empty()) profile_key_ = hash_hex(read_text(session_.profile_path()));
+  if (session_.profile_path().empty()) return;
+  profile_key_ = hash_hex(read_text(session_.profile_path()));
+  head_dim_ = load_profile(session_.profile_path()).layers.front().rope.head_dim;
 }
 
 Json Evaluation::lane_settings(const Lane& lane) const {
@@ -102,6 +105,8 @@ Json Evaluation::lane_settings(const Lane& lane) const {
       row["policy_seed"] = number;
     } else if (key.starts_with("share_")) {
       row[key] = value == "1";
+    } else if (key == "index") {
+      row[key] = index_type_name(index_type_for(lane.settings, head_dim_));
     } else if (key == "n_tip" || value.empty() || *end != '\0') {
       row[key] = value;
     } else {

@@ -57,6 +57,7 @@ class Evaluation {
   Session session_;
   std::string model_key_;
   std::string profile_key_;
+  int64_t head_dim_ = 0;  // of the profile
 };
 
 // A row's policy and budget in tables: "fasa 256".

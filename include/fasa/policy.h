@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -62,11 +63,11 @@ struct PolicySettings {
   std::string weights;                 // measure that multiplies an FC's score (mean of the plane's heads); empty: none
   bool n_tip_by_layer = false;         // layers share out N_tip times their number by what an FC adds
   double budget_slope = 0;  // the first sparse layer's budget is 1 + slope times `budget`, the last 1 - slope
-  IndexType index_type = IndexType::kI4;  // half of the FCs in 4 bits beat a quarter in 8 (docs/quality.md)
-  int64_t page = 16;                      // rows of a page (policies that choose pages)
-  int64_t window = 32;                    // last queries that are looked at (PolicyInfo::observes_prefill)
-  std::string basis = "post";             // kLoki: principal components of the keys before ("pre") or after RoPE
-  int64_t seed = 1;                       // kRandom
+  std::optional<IndexType> index_type;  // none: index_type_for
+  int64_t page = 16;                    // rows of a page (policies that choose pages)
+  int64_t window = 32;                  // last queries that are looked at (PolicyInfo::observes_prefill)
+  std::string basis = "post";           // kLoki: principal components of the keys before ("pre") or after RoPE
+  int64_t seed = 1;                     // kRandom
 };
 
 // Throws Error(kInvalidArgument) on a setting that cannot work (budget < sinks + recent + 1, ...).
@@ -75,7 +76,12 @@ void check(const PolicySettings& settings);
 // By PolicyInfo::name; throws Error(kInvalidArgument) naming the known ones.
 PolicyKind parse_policy(std::string_view name);
 const char* policy_name(PolicyKind kind);
-IndexType parse_index_type(std::string_view name);  // "f16", "int8", "int4"
+// "f16", "int8", "int4"; none for "auto". Throws Error(kInvalidArgument) on another.
+std::optional<IndexType> parse_index_type(std::string_view name);
+
+// What the settings say, else int4 for heads of up to 128 dims and int8 for larger ones: half of the FCs in 4 bits beat a
+// quarter in 8 at 64 dims, while at 256 dims one scale is too coarse for so many values of 4 bits (docs/quality.md).
+IndexType index_type_for(const PolicySettings& settings, int64_t head_dim);
 
 bool is_dense_layer(const PolicySettings& settings, int32_t layer);
 

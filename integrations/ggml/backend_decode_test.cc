@@ -119,7 +119,7 @@ TEST(BackendDecode, ContextWithinBudgetIsLeftToLlama) {
 }
 
 TEST(BackendDecode, EverySettingDecodes) {
-  for (const char* settings : {"policy=oracle", "index=f16", "index=int4", "share_fcs=0", "share_tokens=1", "n_tip=4",
+  for (const char* settings : {"policy=oracle", "index=f16", "index=int8", "share_fcs=0", "share_tokens=1", "n_tip=4",
                                "n_tip=100%", "dense_layers=0", "sinks=0 recent=0", "policy=oracle share_tokens=1"}) {
     setup().use(std::string("budget=64 ") + settings);
     for (const auto& logits : run()) {

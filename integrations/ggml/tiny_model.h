@@ -8,7 +8,8 @@ namespace fasa::ggml::test {
 
 // All have heads of 64 dims, 4 query and 2 KV heads, and no vocabulary but numbers.
 struct TinyModel {
-  const char* architecture;  // "gemma2" (soft-capped), "gemma3" (q and k normed) or "gpt-oss" (attention sinks, experts)
+  const char*
+      architecture;  // "gemma2" (soft-capped), "gemma3" (q and k normed) or "gpt-oss" (attention sinks, experts)
   int num_layers;
   int swa_period;  // every swa_period-th layer is global, the others have a window
   float softcap = 0;

@@ -24,7 +24,7 @@ IndexContent channels_index(const LayerProfile& layer, const PolicySettings& set
                             layer.layer));
   }
   IndexContent content;
-  content.shape.type = settings.index_type;
+  content.shape.type = index_type_for(settings, layer.rope.head_dim);
   content.shape.num_planes = settings.share_fcs ? layer.num_kv_heads : layer.num_q_heads;
   content.shape.num_fcs = fcs_per_head(settings, num_fcs(layer.rope));
   const int64_t head_dim = layer.rope.head_dim;

@@ -7,7 +7,7 @@ namespace fasa {
 
 IndexContent fasa_index(const LayerProfile& layer, const PolicySettings& settings) {
   IndexContent content;
-  content.shape.type = settings.index_type;
+  content.shape.type = index_type_for(settings, layer.rope.head_dim);
   content.shape.num_planes = settings.share_fcs ? layer.num_kv_heads : layer.num_q_heads;
   content.shape.num_fcs = fcs_per_head(settings, num_fcs(layer.rope));
   content.dims = dominant_dims(layer, settings);

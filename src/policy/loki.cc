@@ -23,7 +23,7 @@ IndexContent loki_index(const LayerProfile& layer, const PolicySettings& setting
                             settings.basis, layer.layer));
   }
   IndexContent content;
-  content.shape.type = settings.index_type;
+  content.shape.type = index_type_for(settings, layer.rope.head_dim);
   content.shape.num_planes = layer.num_kv_heads;
   content.shape.num_fcs = fcs_per_head(settings, num_fcs(layer.rope));
   const int64_t axes = static_cast<int64_t>(at->second.size()) / (layer.num_kv_heads * layer.rope.head_dim);

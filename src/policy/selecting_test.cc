@@ -1,4 +1,5 @@
 // Policies that select by a score of the moment, against scalar readings of their papers.
+#include "fasa/error.h"
 #include "src/policy/simulation.h"
 
 namespace fasa {
@@ -25,6 +26,17 @@ void run(const PolicySettings& settings, const Check& check_step) {
     check_step(s, report);
     EXPECT_EQ(s.index->count_stale_rows(s.context, s.k), 0);
   }
+}
+
+TEST(Settings, IndexTypeFollowsTheHeadUnlessItIsSaid) {
+  PolicySettings settings;
+  for (const int64_t head_dim : {64, 80, 128})
+    EXPECT_EQ(index_type_for(settings, head_dim), IndexType::kI4) << head_dim;
+  for (const int64_t head_dim : {192, 256}) EXPECT_EQ(index_type_for(settings, head_dim), IndexType::kI8) << head_dim;
+  settings.index_type = parse_index_type("f16");
+  for (const int64_t head_dim : {64, 256}) EXPECT_EQ(index_type_for(settings, head_dim), IndexType::kF16) << head_dim;
+  EXPECT_EQ(parse_index_type("auto"), std::nullopt);
+  EXPECT_THROW(parse_index_type("int2"), Error);
 }
 
 TEST(Selecting, Oracle) {

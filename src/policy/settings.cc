@@ -49,12 +49,18 @@ int64_t forced_recent(const PolicySettings& settings) {
   return settings.kind == PolicyKind::kStreaming ? settings.budget - settings.sinks : settings.recent;
 }
 
-IndexType parse_index_type(std::string_view name) {
+std::optional<IndexType> parse_index_type(std::string_view name) {
+  if (name == "auto") return std::nullopt;
   if (name == "f16") return IndexType::kF16;
   if (name == "int8") return IndexType::kI8;
   if (name == "int4") return IndexType::kI4;
   throw Error(ErrorCode::kInvalidArgument,
-              fmt::format("index type '{}' is not known: choose one of f16, int8, int4.", name));
+              fmt::format("index type '{}' is not known: choose one of auto, f16, int8, int4.", name));
+}
+
+IndexType index_type_for(const PolicySettings& settings, int64_t head_dim) {
+  constexpr int64_t kLargestForInt4 = 128;
+  return settings.index_type.value_or(head_dim <= kLargestForInt4 ? IndexType::kI4 : IndexType::kI8);
 }
 
 bool is_dense_layer(const PolicySettings& settings, int32_t layer) {
