@@ -45,6 +45,20 @@ class Tables(unittest.TestCase):
         oracle = tables.Kl(rows, tables.SMOLLM2, 4096, 256, {"policy": "oracle"})
         self.assertEqual(tables.ratio(base, oracle), "0.50 [0.50, 0.50]")
 
+    def test_the_default_follows_the_model(self):
+        eight_bits = {**tables.DEFAULT, "index": "int8"}
+        for model, settings in ((tables.SMOLLM2, tables.DEFAULT), (tables.GEMMA, eight_bits)):
+            rows = [{**kl_row(one, "bible", [mean]), "model": model + ".gguf"}
+                    for one, mean in ((tables.DEFAULT, 0.1), (eight_bits, 0.2))]
+            text = tables.ablation_table(rows, model)
+            self.assertIn("| the default | bible | %.4f" % (0.1 if settings is tables.DEFAULT else 0.2), text)
+            self.assertEqual(text.count("bible"), 2)
+
+    def test_rows_of_another_file_are_another_setting(self):
+        elsewhere = {**kl_row({**tables.DEFAULT, "file": "kl_per_prompt"}, "bible", [0.3])}
+        rows = [kl_row(tables.DEFAULT, "bible", [0.1]), elsewhere]
+        self.assertEqual(tables.Kl(rows, tables.SMOLLM2, 4096, 256, tables.DEFAULT).mean(), 0.1)
+
     def test_overlap(self):
         def profile(values):
             return {"layers": [{"measures": {"variance": [values]}}, {"measures": {}}]}
@@ -62,7 +76,7 @@ class Tables(unittest.TestCase):
                 with open(document) as file:
                     page = file.read()
             self.assertNotIn("old", page)
-            self.assertEqual(page.count("fasa, 50% of the FCs in int4 | 0.2000 |"), 1)
+            self.assertEqual(page.count("fasa, 50% of the FCs in int4: the default | 0.2000 |"), 1)
             self.assertIn("Not measured yet.", page)
             self.assertTrue(page.startswith("before\n") and page.endswith("after\n"))
 
