@@ -32,7 +32,11 @@ class BackendModels : public testing::TestWithParam<Case> {
   }
 
   std::vector<std::vector<float>> run(const std::string& settings) const {
-    settings.empty() ? configure("") : setup_->use("dense_layers=0 " + settings);
+    if (settings.empty()) {
+      configure("");
+    } else {
+      setup_->use("dense_layers=0 " + settings);
+    }
     const ContextPtr context = make_context(setup_->model());
     const std::vector<llama_token> next = random_tokens(setup_->model(), kSteps, 2);
     prefill(context.get(), random_tokens(setup_->model(), kPrompt, 1));

@@ -129,7 +129,11 @@ void write_tiny_model(const TinyModel& model, uint32_t seed, const std::string& 
       out.norm(layer + "attn_q_norm", kHeadDim, kPeak);
       out.norm(layer + "attn_k_norm", kHeadDim, kPeak);
     }
-    experts ? write_experts(out, layer) : write_feed_forward(out, layer);
+    if (experts) {
+      write_experts(out, layer);
+    } else {
+      write_feed_forward(out, layer);
+    }
   }
   out.save(path);
 }
