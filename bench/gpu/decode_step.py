@@ -298,15 +298,18 @@ def main():
         times = time_dense(pool, batch, context)
         dense[batch, context] = times[0]
         rows.add(times, op="decode_step", impl="cudnn_sdpa", dtype="bf16", batch=batch, context=context)
-    for own_tokens in (False, True):
-        for budget in (256, 1024, 2048):
+    def bench(budgets, own_tokens):
+        for budget in budgets:
             for batch, context in shapes:
                 bench_fasa(pool, rows, batch, context, budget, own_tokens, dense[batch, context])
+
+    bench((256, 1024, 2048), False)
     bench_chain(pool, rows)
     for kind, dims in (("fp8", 32), ("fp8", 16), ("int4", 32)):
         pool.set_index(kind, dims)
-        for batch, context in shapes:
-            bench_fasa(pool, rows, batch, context, 256, False, dense[batch, context])
+        bench((256,), False)
+    pool.set_index("int8", 32)
+    bench((256, 1024, 2048), True)
 
 
 if __name__ == "__main__":

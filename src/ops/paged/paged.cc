@@ -104,7 +104,7 @@ void check(const PagedArgs& a) {
   }
   check_cache(a.k, "k", kv);
   check_cache(a.v, "v", kv);
-  check_cache(a.index, "index", row == 16 || row == 32 || row == 64 ? row / 4 : 1);
+  check_cache(a.index, "index", row == 16 || row == 32 || row == 64 ? 16 : 1);
   require(a.block_table != nullptr && a.lengths != nullptr, "block_table and lengths must be given");
   require(
       a.block_table_stride >= ceil_div(s.max_length, s.page_size),
@@ -179,9 +179,13 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   const int64_t shared = four_sets(s) ? paged::kPruneSharedBytes4 : paged::kPruneSharedBytes1;
   const int64_t heads = s.fcs_per_query_head != 0 || four_sets(s) ? 1 : s.group();
   const int64_t frags = heads <= 4 ? 1 : heads <= 8 ? 2 : 4;  // quads of heads scored together
-  p.score_smem = shared + frags * 4 * s.index_dims * 4 + 4 * int64_t{paged::kThreads} * keys * p.score_iterations;
+  const int64_t ring = int64_t{paged::kThreads} / 32 * paged::kStages * paged::kRoundTokens * s.index_row_bytes();
+  p.score_smem =
+      shared + frags * 4 * s.index_dims * 4 + ring + 4 * int64_t{paged::kThreads} * keys * p.score_iterations;
   p.heads_per_row = s.tokens_per_query_head != 0 ? 1 : std::min(8, s.group());
-  p.attend_smem = paged::attend_layout(s.budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims).total;
+  p.attend_smem = paged::attend_layout(s.budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,
+                                       paged::table_entries(s.max_length, s.page_size))
+                      .total;
   const int64_t sets = int64_t{s.num_seqs} * s.num_query_tokens * s.num_sets();
   p.workspace_bytes = round_up(sets * p.entries() * 8, 256) + round_up(sets * p.lists() * 16, 256);
 }
@@ -205,17 +209,14 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   check(s);
   if (!paged_fused_refusal(s, device).empty()) return generic_plan(s);
   PagedPlan p;
-  // One wave of CTAs (three an SM) where the tokens fit, none with less than 512 tokens; more, of 8K tokens each, for
-  // longer rows, or of 16K where there are two waves anyway.
+  // One wave of CTAs (three an SM), with 512 tokens each at least, and 4,096 where there are more than 16, as launch 2
+  // reads a list of each; more CTAs where one would have more tokens than it holds keys for.
   const int64_t wave = int64_t{device.num_sms} * 3;
+  const auto tokens = [&] { return s.max_length / p.score_ctas; };
   p.score_ctas = floor_power2(std::clamp<int64_t>(wave / score_rows(s), 1, 64));
-  while (p.score_ctas > 1 && s.max_length / p.score_ctas < 512) p.score_ctas /= 2;
-  const auto crowded = [&] {
-    const int64_t per_cta = s.max_length / p.score_ctas;
-    if (four_sets(s)) return per_cta > 4096;
-    return per_cta > (score_rows(s) * p.score_ctas >= 2 * wave ? 16384 : 8192);
-  };
-  while (p.score_ctas < 64 && crowded()) p.score_ctas *= 2;
+  while (p.score_ctas > 1 && tokens() < (p.score_ctas > 16 && !four_sets(s) ? 4096 : 512)) p.score_ctas /= 2;
+  const int64_t most = four_sets(s) || s.budget > 1024 ? 4096 : 16384;
+  while (p.score_ctas < 64 && tokens() > most) p.score_ctas *= 2;
   // Clusters that fill the SMs once, or pairs that fill them twice; none with less than 32 tokens a CTA.
   const int64_t attending = attend_rows(s);
   p.cluster = floor_power2(std::clamp<int64_t>(device.num_sms / attending, 1, 8));

@@ -70,6 +70,7 @@ struct PagedShape {
 
 // Row (block, head, token) lies at data + block * block_stride + head * head_stride +
 // token * token_stride (bytes, 64 bits); its head_dim values (or index row bytes) are contiguous.
+// Rows of 16-bit K and V, and index rows of 16, 32 or 64 bytes, start at multiples of 16 bytes.
 struct PagedCache {
   void* data = nullptr;
   int64_t block_stride = 0;

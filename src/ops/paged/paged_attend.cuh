@@ -21,15 +21,13 @@
 
 namespace fasa::ops::paged {
 
-inline constexpr int kSelectTies = 128;
+inline constexpr int kSelectTies = 32;
 
 struct SelectShared {
   u32 hist[kPruneBins];
   u32 warps[32];
   u32 ties[kSelectTies];
   u32 num_ties;
-  u32 threshold;
-  u32 num_equal;
 
   // Followed by a barrier.
   __device__ void clear() {
@@ -56,23 +54,22 @@ __device__ __forceinline__ uint4 join_bounds(const uint4* bounds, int ctas) {
                     __reduce_min_sync(kFullWarp, all.z), __reduce_add_sync(kFullWarp, all.w));
 }
 
-// Among `inside` keys of s.ties: the want-th best as s.threshold, and how many equal to it are wanted. Ends with a barrier.
-__device__ __forceinline__ void rank_ties(SelectShared& s, u32 inside, u32 want) {
-  for (u32 i = threadIdx.x; i < inside; i += kThreads) {
-    const u32 k = s.ties[i];
-    u32 greater = 0;
-    u32 same = 0;
-#pragma unroll 4
-    for (u32 j = 0; j < inside; ++j) {
-      greater += s.ties[j] > k ? 1U : 0U;
-      same += s.ties[j] == k ? 1U : 0U;
-    }
-    if (greater < want && greater + same >= want) {
-      s.threshold = k;
-      s.num_equal = want - greater;
-    }
+// Among the first `inside` (1..32) of `ties`: the want-th best, and how many equal to it are wanted. Every warp for
+// itself, which saves a barrier.
+__device__ __forceinline__ void rank_ties(const u32* ties, u32 inside, u32 want, u32& key, u32& equal) {
+  const u32 lane = threadIdx.x & 31;
+  const u32 mine = ties[lane];
+  u32 greater = 0;
+  u32 same = 0;
+  for (u32 j = 0; j < inside; ++j) {
+    const u32 k = ties[j];
+    greater += k > mine ? 1U : 0U;
+    same += k == mine ? 1U : 0U;
   }
-  __syncthreads();
+  const bool is_it = lane < inside && greater < want && greater + same >= want;
+  const int it = __ffs(static_cast<int>(__ballot_sync(kFullWarp, is_it))) - 1;
+  key = __shfl_sync(kFullWarp, mine, it);
+  equal = want - __shfl_sync(kFullWarp, greater, it);
 }
 
 // The `need` best of slots[0..count), shared memory, whose bounds are known.
@@ -114,9 +111,7 @@ __device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2
         if (k >= first && k <= last) s.ties[atomicAdd(&s.num_ties, 1U)] = k;
       }
       __syncthreads();
-      rank_ties(s, inside, need - f.before);
-      t.key = s.threshold;
-      t.equal = s.num_equal;
+      rank_ties(s.ties, inside, need - f.before, t.key, t.equal);
       break;
     }
     __syncthreads();

@@ -372,7 +372,8 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   const int lists = p.plan.lists();
   const int count = p.plan.entries();
   const Exchange<kDim> exchange{memory,
-                                attend_layout(shape.budget, kDim, p.plan.heads_per_row, count, shape.index_dims),
+                                attend_layout(shape.budget, kDim, p.plan.heads_per_row, count, shape.index_dims,
+                                              table_entries(shape.max_length, shape.page_size)),
                                 r.heads * kDim / 32,
                                 size,
                                 rank,
@@ -402,6 +403,9 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   }
   select.clear();
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
+  int* own_table = reinterpret_cast<int*>(memory + exchange.layout.table);
+  const int entries = seen > 0 ? min(table_entries(shape.max_length, shape.page_size), place_of(p, seen - 1).page + 1) : 0;
+  for (int i = tid; i < entries; i += kThreads) copy_async4(shared_address(own_table + i), table + i);
   grid_wait();
   grid_launch_dependents();
   T::wait();
@@ -416,19 +420,20 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   u32 kept = static_cast<u32>(forced);
   const bool reports = p.a.kept != nullptr && r.reports;
   int32_t* report = p.a.kept + (reports ? r.set * shape.budget : 0);
-  // Place i of the kept tokens goes to CTA i mod size.
+  // Place i of the kept tokens goes to CTA i mod size. The copy of the table is there where something is selected.
+  const bool has_table = need != 0 && entries != 0;
   const auto put = [&](int token, u32 i) {
     const u32 turn = i >> exchange.log_size;
     if ((i & static_cast<u32>(size - 1)) == static_cast<u32>(rank)) {
       const Place place = place_of(p, token);
-      list[turn] = make_int2(load_stream<int>(table + place.page), place.offset);
+      list[turn] = make_int2(has_table ? own_table[place.page] : load_stream<int>(table + place.page), place.offset);
     }
     if (reports && rank == 0) report[i] = token;
   };
   bool exact = true;
   if (need != 0) {
     const uint2* from = p.slots + r.set * count;
-    for (int i = tid; i < count / 2; i += kThreads) copy_async16(slots + 2 * i, from + 2 * i);
+    for (int i = tid; i < count / 2; i += kThreads) copy_async16(shared_address(slots + 2 * i), from + 2 * i);
     const uint4 bounds = join_bounds(p.bounds + r.set * lists, lists);
     copy_async_wait();
     __syncthreads();

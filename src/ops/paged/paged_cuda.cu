@@ -13,6 +13,7 @@ namespace {
 
 void succeed(cudaError_t status, const char* what) {
   if (status != cudaSuccess) {
+    cudaGetLastError();  // not also the next call's failure
     throw Error(ErrorCode::kUnsupported,
                 std::string("paged decode: ") + what + " failed: " + cudaGetErrorString(status));
   }

@@ -24,6 +24,16 @@ inline constexpr int kSelectSharedBytes = 4 * (2 * kPruneBins + 32 + 8);
 // Threads of a CTA of every kernel of the fused step: a constant, as loops over a runtime stride cost divisions.
 inline constexpr int kThreads = 256;
 
+// Index rows that a warp of launch 1 scores in a round, and rounds of them that it has on their way.
+inline constexpr int kRoundTokens = 64;
+inline constexpr int kStages = 2;
+
+// Entries of the block table that launch 2 copies while launch 1 runs: all, or none where they are many.
+FASA_PAGED_BOTH constexpr int table_entries(int64_t max_length, int page_size) {
+  const int64_t pages = (max_length + page_size - 1) / page_size;
+  return pages <= 2048 ? static_cast<int>(pages) : 0;
+}
+
 // Bytes of dynamic shared memory of attend_kernel, in its order.
 struct AttendLayout {
   int select;   // SelectShared or ExactShared
@@ -32,10 +42,12 @@ struct AttendLayout {
   int stats;    // float2 [8 CTAs][8 heads]: maximum, sum
   int warps;    // float [8 warps][8 maxima, 8 sums]
   int barrier;  // 8 bytes
+  int table;    // int32 [table_entries]
   int slots;    // uint2 [lists * slots]; later float [warps][heads][head_dim]
   int total;
 };
-FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, int heads, int slots, int index_dims) {
+FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, int heads, int slots, int index_dims,
+                                                     int table_entries) {
   AttendLayout l{};
   l.select = 0;
   l.list = kSelectSharedBytes;
@@ -43,7 +55,8 @@ FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, i
   l.stats = l.inbox + 4 * heads * head_dim + 8 * 128;
   l.warps = l.stats + 8 * 8 * 8;
   l.barrier = l.warps + 8 * 16 * 4;
-  l.slots = l.barrier + 16;
+  l.table = l.barrier + 16;
+  l.slots = (l.table + 4 * table_entries + 15) / 16 * 16;
   int rest = 8 * slots;
   const int sums = kThreads / 32 * heads * head_dim * 4;
   const int query = 16 * index_dims * 4 + 16;

@@ -4,14 +4,14 @@
 //
 // Mapping: score_ctas CTAs a row, a row being (sequence, query token, KV head [, quad of heads]), and one more for
 //   the new tokens. A row's tokens go round its CTAs 16 at a time, so that a hot window of neighbours spreads over all
-//   of them. A warp takes 4 such units at a time, and asks for the next 4 as soon as their scores are out of the
-//   registers; three CTAs an SM cover the rest of the latency.
+//   of them. A warp takes 4 such units at a time and keeps the next two rounds of them on their way to a ring of its own
+//   in shared memory (cp.async): no barrier, and no registers for what is in flight.
 // Memory: index_row_bytes a token, read once; a few hundred (key, token) pairs a CTA written.
 // Numerics: paged.h. Integer keys are exact.
 // Ordering: no atomics but counts, maxima and minima of integers: bit-identical from run to run.
 // Tried and dropped (docs/gpu.md): every warp gathering its own queries (many thousand warps ask L2 for the same 8 KB);
 //   a second set of registers for loads in flight (two CTAs an SM, 12% slower at 16 x 128K); the new tokens' codes in a
-//   CTA that also scores; prefetching the kernel's parameters.
+//   CTA that also scores; prefetching the kernel's parameters; one launch for the whole step.
 #pragma once
 
 #include "src/ops/paged/paged_codec.cuh"
@@ -119,7 +119,7 @@ __device__ __forceinline__ void publish_new(u32 key, int position, int slots, ui
 }
 
 template <class Codec, int kFrags, int kSets>
-__global__ void __launch_bounds__(kThreads, sizeof(typename Codec::Slice) * kFrags <= 8 ? 3 : 2)
+__global__ void __launch_bounds__(kThreads, 3)
     score_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
   using Slice = typename Codec::Slice;
@@ -133,7 +133,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename Codec::Slice) * kFra
   auto& s = *reinterpret_cast<PruneShared<kSets>*>(shared);
   // [4 * kFrags heads][kDims] of q * index_scale, zero past the row's heads.
   float* queries = reinterpret_cast<float*>(shared) + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4) / 4;
-  u32* keys = reinterpret_cast<u32*>(queries + kQueries);
+  // [warps][kStages][kRoundTokens] index rows
+  constexpr int kRow = 4 * static_cast<int>(sizeof(Slice));
+  constexpr int kRoundBytes = kRoundTokens * kRow;
+  char* ring = reinterpret_cast<char*>(queries + kQueries) + (threadIdx.x >> 5) * kStages * kRoundBytes;
+  u32* keys = reinterpret_cast<u32*>(queries + kQueries) + kThreads / 32 * kStages * kRoundBytes / 4;
   const PagedShape& shape = p.a.shape;
   constexpr int nt = kThreads;
   const int tid = threadIdx.x;
@@ -156,6 +160,28 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename Codec::Slice) * kFra
 
   // Everything that hangs on one load is asked for before any of it is waited for.
   const int length = p.a.lengths[r.seq];
+  // A warp's round: 4 units and where they are; page: the block itself. Needs no length. Where pages do not hold whole
+  // units, each row is looked up for itself.
+  struct Round {
+    int unit[4];
+    Place place[4];
+  };
+  const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
+  const bool whole_units = (shape.page_size & 15) == 0;
+  const auto unit_of = [&](int round, int j) { return spread_unit((round * (nt >> 5) + warp) * 4 + j, rank, ctas); };
+  const int last_unit = static_cast<int>((shape.max_length - 1) >> 4);
+  const auto look_up = [&](int round) {
+    Round at;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      at.unit[j] = unit_of(round, j);
+      at.place[j] = place_of(p, min(at.unit[j], last_unit) * 16);
+      if (whole_units) at.place[j].page = table[at.place[j].page];
+    }
+    return at;
+  };
+  const Round first_round = look_up(0);
+  Round next_round = look_up(1);
   const bool is_f16 = shape.kv_type == PagedKvType::kF16;
   const auto load_query = [&](int i) {
     return load_stream<unsigned short>(row_at(p.a.q, r.seq, r.query, r.head0 + min(i / kDims, r.heads - 1)) +
@@ -166,8 +192,6 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename Codec::Slice) * kFra
   };
   const unsigned short first_query = tid < kQueries ? load_query(tid) : 0;
   const bool appends = p.a.k_new.data != nullptr;
-
-  const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   const int seen = length - shape.num_query_tokens + r.query + 1;
   const int first_new = appends ? max(0, length - shape.num_query_tokens) : length;
   // Scored: neither a sink nor recent. Nothing at all where every token is kept.
@@ -177,43 +201,47 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename Codec::Slice) * kFra
   const int hi_old = min(hi, first_new);
   const int units = hi_old > lo && !for_new ? (hi_old + 15) >> 4 : 0;
 
-  const char* base =
-      static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride + c * static_cast<int>(sizeof(Slice));
-  const bool whole_units = (shape.page_size & 15) == 0;
-  const auto unit_of = [&](int round, int j) { return spread_unit((round * (nt >> 5) + warp) * 4 + j, rank, ctas); };
-  const auto active = [&](int round) { return unit_of(round, 0) < units; };
-  // Where pages hold whole units, a unit's block is looked up a round before its rows are loaded. Units past the end
-  // are read as the last one, and rows past the end are memory of the cache: their scores are not kept.
-  const auto load_blocks = [&](int round, int(&blocks)[4]) {
-    if (!whole_units || !active(round)) return;
+  // A lane copies 16-byte pieces of its rows.
+  constexpr int kPerRow = kRow / 16;
+  constexpr int kRowStep = 32 / kPerRow;  // rows that one piece of all lanes spans
+  const char* base = static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride + lane % kPerRow * 16;
+  const int row0 = lane / kPerRow;
+  const u32 ring_address = shared_address(ring) + lane * 16;
+  const auto load_rows = [&](int round, const Round& at) {
+    // Units past the end are read as the round's first one, and rows past the end are memory of the cache: their scores
+    // are not kept.
+    if (at.unit[0] < units) {
+      const u32 to = ring_address + (round & (kStages - 1)) * kRoundBytes;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) blocks[j] = table[place_of(p, min(unit_of(round, j), units - 1) * 16).page];
-  };
-  const auto load_slices = [&](int round, const int(&blocks)[4], Slice(&v)[8]) {
-    if (!active(round)) return;
-    if (whole_units) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int offset = place_of(p, min(unit_of(round, j), units - 1) * 16).offset + g;
-        const char* row = base + blocks[j] * p.a.index.block_stride + offset * p.a.index.token_stride;
-        v[2 * j] = load_stream<Slice>(row);
-        v[2 * j + 1] = load_stream<Slice>(row + 8 * p.a.index.token_stride);
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const Place place = place_of(p, min(unit_of(round, i >> 1) * 16 + g + 8 * (i & 1), hi_old - 1));
-        v[i] = load_stream<Slice>(base + table[place.page] * p.a.index.block_stride +
-                                  place.offset * p.a.index.token_stride);
+      for (int i = 0; i < kRoundTokens / kRowStep; ++i) {
+        const int row = row0 + i * kRowStep;
+        // The unit of the row: the same for all lanes, or one of two where a piece spans two.
+        constexpr bool kTwo = kRowStep > 16;
+        const int j = kTwo ? 2 * i : i * kRowStep / 16;
+        int unit = at.unit[j];
+        Place place = at.place[j];
+        if (kTwo && row0 >= 16) {
+          unit = at.unit[j + (kTwo ? 1 : 0)];
+          place = at.place[j + (kTwo ? 1 : 0)];
+        }
+        if (unit >= units) {
+          unit = at.unit[0];
+          place = at.place[0];
+        }
+        if (whole_units) {
+          place.offset += row & 15;
+        } else {
+          place = place_of(p, min(unit * 16 + (row & 15), hi_old - 1));
+          place.page = table[place.page];
+        }
+        copy_async16(to + i * 512, base + place.page * p.a.index.block_stride + place.offset * p.a.index.token_stride);
       }
     }
+    copy_async_commit();
   };
-
-  int blocks[4];
-  Slice now[8];
-  load_blocks(0, blocks);
-  load_slices(0, blocks, now);
-  load_blocks(1, blocks);
+  load_rows(0, first_round);
+  load_rows(1, next_round);
+  next_round = look_up(2);
 
   if (tid < kQueries) store_query(tid, first_query);
   for (int i = tid + nt; i < kQueries; i += nt) store_query(i, load_query(i));
@@ -304,12 +332,19 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename Codec::Slice) * kFra
     ++n;
     best = max(best, key);
   };
-  for (int round = 0; active(round); ++round) {
+  for (int round = 0; unit_of(round, 0) < units; ++round) {
+    copy_async_wait_groups<kStages - 1>();
+    __syncwarp();
+    const char* rows = ring + (round & (kStages - 1)) * kRoundBytes + g * kRow + c * static_cast<int>(sizeof(Slice));
     Score t[8];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) score_tile(now[2 * j], now[2 * j + 1], t[2 * j], t[2 * j + 1]);
-    load_slices(round + 1, blocks, now);
-    load_blocks(round + 2, blocks);
+    for (int j = 0; j < 4; ++j) {
+      score_tile(*reinterpret_cast<const Slice*>(rows + 16 * j * kRow),
+                 *reinterpret_cast<const Slice*>(rows + (16 * j + 8) * kRow), t[2 * j], t[2 * j + 1]);
+    }
+    __syncwarp();
+    load_rows(round + kStages, next_round);
+    next_round = look_up(round + kStages + 1);
     if constexpr (kSets == 1) {
       // Best over the four lanes of a token; lane c keeps unit c.
       Score u[4];

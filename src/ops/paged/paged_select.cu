@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads) pick_kernel(const __grid_constant__ 
   grid_wait();
   grid_launch_dependents();
   const uint2* from = p.slots + static_cast<int64_t>(blockIdx.x) * count;
-  for (int i = tid; i < count / 2; i += nt) copy_async16(slots + 2 * i, from + 2 * i);
+  for (int i = tid; i < count / 2; i += nt) copy_async16(shared_address(slots + 2 * i), from + 2 * i);
   const uint4 bounds = join_bounds(p.bounds + static_cast<int64_t>(blockIdx.x) * p.plan.score_ctas, p.plan.score_ctas);
   copy_async_wait();
   __syncthreads();

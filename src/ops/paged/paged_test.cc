@@ -95,7 +95,8 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
           EXPECT_LT(p.entries(), 65536) << "counts are 16 bits";
           EXPECT_GE(p.workspace_bytes, int64_t{batch} * s.num_sets() * p.lists() * (8 * p.slots + 16));
           const paged::AttendLayout layout =
-              paged::attend_layout(budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims);
+              paged::attend_layout(budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,
+                                   paged::table_entries(length, s.page_size));
           EXPECT_GE(p.attend_smem, layout.slots + 8 * p.entries());
         }
       }
