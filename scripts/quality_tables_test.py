@@ -54,6 +54,12 @@ class Tables(unittest.TestCase):
             self.assertIn("| the default | bible | %.4f" % (0.1 if settings is tables.DEFAULT else 0.2), text)
             self.assertEqual(text.count("bible"), 2)
 
+    def test_a_policy_of_two_settings_has_one_by_budget(self):
+        channels = {"policy": "channels", "dense_layers": 2, "n_tip": "50%", "index": "int4"}
+        rows = [kl_row(channels, "bible", [0.1]), kl_row(channels, "bible", [0.05], budget=512),
+                kl_row({**channels, "n_tip": "25%", "index": "int8"}, "bible", [0.7])]
+        self.assertIn("| channels | - | 0.1000 | 0.0500 | - |", tables.budget_table(rows, tables.SMOLLM2))
+
     def test_rows_of_another_file_are_another_setting(self):
         elsewhere = {**kl_row({**tables.DEFAULT, "file": "kl_per_prompt"}, "bible", [0.3])}
         rows = [kl_row(tables.DEFAULT, "bible", [0.1]), elsewhere]
