@@ -28,6 +28,7 @@ SHAPES = [(b, c * K) for b in (1, 4, 16, 64) for c in (8, 32, 128, 512) if b * c
 def timed(launch, sets, replays=15):
     """Median, p10, p90 in us of launch(i), i in range(sets), captured in one graph."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # for what launch reads
     with torch.cuda.stream(stream):
         for i in range(min(sets, 3)):
             launch(i)

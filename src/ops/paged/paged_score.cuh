@@ -136,6 +136,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   // [warps][kStages][kRoundTokens] index rows
   constexpr int kRow = 4 * static_cast<int>(sizeof(Slice));
   constexpr int kRoundBytes = kRoundTokens * kRow;
+  static_assert((kStages & (kStages - 1)) == 0);
   char* ring = reinterpret_cast<char*>(queries + kQueries) + (threadIdx.x >> 5) * kStages * kRoundBytes;
   u32* keys = reinterpret_cast<u32*>(queries + kQueries) + kThreads / 32 * kStages * kRoundBytes / 4;
   const PagedShape& shape = p.a.shape;
