@@ -7,6 +7,11 @@ from paged import INDEX_TYPES
 BF16, F8 = torch.bfloat16, torch.float8_e4m3fn
 
 
+def unit_of(k, rank, ctas):
+    """spread_unit of paged_prune.cuh: the k-th unit of 16 tokens of a CTA."""
+    return k * ctas + (rank ^ ((k * 0x9E3779B1 & 0xFFFFFFFF) >> 16 & (ctas - 1)))
+
+
 def pick(cache, step, tokens, heads):
     """Rows [.., row] of cache at tokens [seqs, ...] (>= 0), one head (or plane) for each entry of `heads`, which broadcasts."""
     seq = torch.arange(tokens.shape[0], device=tokens.device).view(-1, *[1] * (tokens.dim() - 1))

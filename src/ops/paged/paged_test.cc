@@ -98,6 +98,11 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
               paged::attend_layout(budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,
                                    paged::table_entries(length, s.page_size));
           EXPECT_GE(p.attend_smem, layout.slots + 8 * p.entries());
+          // Beside each other: the ring of index rows and a thread's keys of every round.
+          const int64_t ring =
+              int64_t{paged::kThreads} / 32 * paged::kStages * paged::kRoundTokens * s.index_row_bytes();
+          const int64_t keys = own_tokens ? 8 : 2;
+          EXPECT_GE(p.score_smem, ring + 4 * int64_t{paged::kThreads} * keys * p.score_iterations);
         }
       }
     }
