@@ -173,15 +173,20 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   p.score_rows = static_cast<int32_t>(score_rows(s));
   p.attend_rows = static_cast<int32_t>(attend_rows(s));
   set_quota(s.budget, p.score_ctas, p.quota, p.slots);
-  const int64_t units = ceil_div(s.max_length, 16);
-  p.score_iterations = static_cast<int32_t>(ceil_div(units, int64_t{paged::kThreads} / 32 * 4 * p.score_ctas));
-  const int64_t keys = four_sets(s) ? 8 : 2;
-  const int64_t shared = four_sets(s) ? paged::kPruneSharedBytes4 : paged::kPruneSharedBytes1;
-  const int64_t heads = s.fcs_per_query_head != 0 || four_sets(s) ? 1 : s.group();
-  const int64_t frags = heads <= 4 ? 1 : heads <= 8 ? 2 : 4;  // quads of heads scored together
-  const int64_t ring = int64_t{paged::kThreads} / 32 * paged::kStages * paged::kRoundTokens * s.index_row_bytes();
-  p.score_smem =
-      shared + frags * 4 * s.index_dims * 4 + ring + 4 * int64_t{paged::kThreads} * keys * p.score_iterations;
+  const int together = four_sets(s) ? 4 : 1;  // sets
+  const auto row = static_cast<int>(s.index_row_bytes());
+  // The turns of a CTA are units of 16 tokens, its warps' rounds several of them.
+  const int64_t units = ceil_div(ceil_div(s.max_length, 16), p.score_ctas) * 16;
+  const int64_t round = int64_t{paged::kThreads} / 32 * paged::score_round_tokens(row);
+  p.score_iterations = static_cast<int32_t>(ceil_div(units, round));
+  const int heads = four_sets(s) ? 4 : s.fcs_per_query_head != 0 ? 1 : s.group();
+  const int part = s.index_type == PagedIndexType::kBF16 || s.index_type == PagedIndexType::kF8E4M3 ? 2 : 1;
+  p.score_smem = (together == 4 ? paged::kPruneSharedBytes4 : paged::kPruneSharedBytes1) +
+                 paged::score_query_bytes(heads <= 4   ? 4
+                                          : heads <= 8 ? 8
+                                                       : 16,
+                                          s.index_dims, part) +
+                 int64_t{4} * paged::kThreads * paged::score_round_keys(row, together) * p.score_iterations;
   p.heads_per_row = s.tokens_per_query_head != 0 ? 1 : std::min(8, s.group());
   p.attend_smem = paged::attend_layout(s.budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,
                                        paged::table_entries(s.max_length, s.page_size))

@@ -126,7 +126,7 @@ struct PagedPlan {
   // that a CTA publishes at least and at most.
   int32_t score_rows = 0;
   int32_t score_ctas = 0;
-  int32_t score_iterations = 0;  // rounds of 64 tokens a warp makes at max_length
+  int32_t score_iterations = 0;  // rounds of 2 KB of index rows that a warp makes at max_length
   int32_t quota = 0;
   int32_t slots = 0;
   int32_t attend_rows = 0;    // of launch 2

@@ -88,7 +88,7 @@ __device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2
 #pragma unroll 4
     for (int i = tid; i < count; i += nt) {
       const u32 k = slots[i].x;
-      if (k >= least && k <= to) atomicAdd(&s.hist[(max(k, from) - from) >> shift], 1U);
+      if (k >= least && k <= to) atomicAdd(&s.hist[bin_place((max(k, from) - from) >> shift)], 1U);
     }
     __syncthreads();
     const BinFound f = find_bin(s.hist, above, need);

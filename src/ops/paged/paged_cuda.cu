@@ -87,18 +87,17 @@ void set_page_division(int32_t page_size, Params& params) {
 
 paged::ScoreKernel score_kernel_of(const PagedShape& s) {
   const bool four_sets = s.tokens_per_query_head != 0 && s.fcs_per_query_head == 0;
-  const int heads = s.fcs_per_query_head != 0 ? 1 : s.group();
-  const int frags = four_sets || heads <= 4 ? 1 : heads <= 8 ? 2 : 4;
+  const int heads = s.fcs_per_query_head != 0 ? 1 : s.group();  // that one row scores
   const int sets = four_sets ? 4 : 1;
   switch (s.index_type) {
     case PagedIndexType::kBF16:
-      return paged::score_kernel_bf16(s.index_dims, frags, sets);
+      return paged::score_kernel_bf16(s.index_dims, heads, sets);
     case PagedIndexType::kF8E4M3:
-      return paged::score_kernel_fp8(s.index_dims, frags, sets);
+      return paged::score_kernel_fp8(s.index_dims, heads, sets);
     case PagedIndexType::kI8:
-      return paged::score_kernel_int8(s.index_dims, frags, sets);
+      return paged::score_kernel_int8(s.index_dims, heads, sets);
     case PagedIndexType::kI4:
-      return paged::score_kernel_int4(s.index_dims, frags, sets);
+      return paged::score_kernel_int4(s.index_dims, heads, sets);
   }
   return nullptr;
 }

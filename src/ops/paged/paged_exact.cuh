@@ -193,7 +193,7 @@ __device__ u32 exact_select(ExactShared& s, int lo, int hi, u32 need, const Key&
     for (int i = tid; i < kPruneBins; i += nt) {
       u32 sum = 0;
       for (int c = 0; c < size; ++c) sum += T::peer(s.hist, c)[i];
-      s.total[i] = sum;
+      s.total[bin_place(static_cast<u32>(i))] = sum;
     }
     __syncthreads();
     const BinFound f = find_bin(s.total, 0, remaining);

@@ -8,11 +8,11 @@ namespace fasa::ops::paged {
 using ScoreKernel = void (*)(const StepParams);
 using AttendKernel = void (*)(const StepParams);
 
-// For `frags` quads of heads scored together (1, 2, 4), or 4 sets at once (sets = 4); null where there is none.
-ScoreKernel score_kernel_bf16(int dims, int frags, int sets);
-ScoreKernel score_kernel_fp8(int dims, int frags, int sets);
-ScoreKernel score_kernel_int8(int dims, int frags, int sets);
-ScoreKernel score_kernel_int4(int dims, int frags, int sets);
+// For `heads` heads scored together (1 to 16), or 4 sets at once (sets = 4); null where there is none.
+ScoreKernel score_kernel_bf16(int dims, int heads, int sets);
+ScoreKernel score_kernel_fp8(int dims, int heads, int sets);
+ScoreKernel score_kernel_int8(int dims, int heads, int sets);
+ScoreKernel score_kernel_int4(int dims, int heads, int sets);
 
 AttendKernel attend_kernel_64(bool is_f16);
 AttendKernel attend_kernel_96(bool is_f16);

@@ -24,9 +24,17 @@ inline constexpr int kSelectSharedBytes = 4 * (2 * kPruneBins + 32 + 8);
 // Threads of a CTA of every kernel of the fused step: a constant, as loops over a runtime stride cost divisions.
 inline constexpr int kThreads = 256;
 
-// Index rows that a warp of launch 1 scores in a round, and rounds of them that it has on their way.
-inline constexpr int kRoundTokens = 64;
-inline constexpr int kStages = 2;
+// Launch 1: tokens that a warp scores in a round (2 KB of index rows of 16, 32 or 64 bytes), keys a lane gets for them, and
+// how many of these it stores at once.
+FASA_PAGED_BOTH constexpr int score_round_tokens(int row_bytes) { return 2048 / row_bytes; }
+FASA_PAGED_BOTH constexpr int score_round_keys(int row_bytes, int sets) {
+  return sets * score_round_tokens(row_bytes) / 32;
+}
+FASA_PAGED_BOTH constexpr int key_vector(int round_keys) { return round_keys < 4 ? round_keys : 4; }
+// Bytes of the queries of `heads` heads in two parts, and the largest of each 16 of their dims.
+FASA_PAGED_BOTH constexpr int score_query_bytes(int heads, int dims, int part_bytes) {
+  return heads * dims / 16 * 4 + 2 * heads * dims * part_bytes;
+}
 
 // Entries of the block table that launch 2 copies while launch 1 runs: all, or none where they are many.
 FASA_PAGED_BOTH constexpr int table_entries(int64_t max_length, int page_size) {

@@ -23,6 +23,9 @@ __device__ __forceinline__ int spread_unit(int k, int rank, int ctas) {
   return k * ctas + (rank ^ (hash & (ctas - 1)));
 }
 
+// Where bin b is counted: find_bin's lanes then read 16-byte words of all banks.
+__device__ __forceinline__ u32 bin_place(u32 b) { return b ^ (b >> 3 & 12U); }
+
 struct BinFound {
   int bin;      // -1: the counts never reach the target
   u32 before;   // above the bin
@@ -38,7 +41,7 @@ __device__ __forceinline__ BinFound find_bin(const u32* counts, u32 above, u32 t
   u32 sum = 0;
 #pragma unroll
   for (int i = 0; i < kEach; i += 4) {
-    const uint4 v = *reinterpret_cast<const uint4*>(counts + lowest + i);
+    const uint4 v = *reinterpret_cast<const uint4*>(counts + bin_place(static_cast<u32>(lowest + i)));
     c[i] = v.x;
     c[i + 1] = v.y;
     c[i + 2] = v.z;
@@ -144,18 +147,58 @@ __device__ __forceinline__ void place_items(PruneShared<kSets>& s, int set, u32 
   }
 }
 
-// keys[i * blockDim.x + threadIdx.x], i < n: this thread's; best: of them (0: none).
-// token(i): the position of the i-th. out: the set's slots, or null. bounds: of the set (thread t < kSets: set t).
-template <int kSets, bool kFloatKeys, class TokenOf>
-__device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, int n, u32 best, u32 quota, u32 slots,
-                                      uint2* out, uint4* bounds, const TokenOf& token) {
+// The keys of each thread in shared memory, kVector at a time beside each other: key i of thread t at
+// (i / kVector * kThreads + t) * kVector + i % kVector.
+template <int kVector>
+struct KeyStore {
+  u32* keys;
+  int n = 0;
+  u32 best = 0;
+
+  __device__ __forceinline__ u32* at(int i) const { return keys + (i / kVector * kThreads + threadIdx.x) * kVector; }
+  __device__ __forceinline__ void put(const u32* k) {
+    u32* to = at(n);
+    if constexpr (kVector == 1) {
+      *to = k[0];
+    } else if constexpr (kVector == 2) {
+      *reinterpret_cast<uint2*>(to) = make_uint2(k[0], k[1]);
+    } else {
+      *reinterpret_cast<uint4*>(to) = make_uint4(k[0], k[1], k[2], k[3]);
+    }
+    n += kVector;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) best = max(best, k[i]);
+  }
+  __device__ __forceinline__ void get(int i, u32 (&k)[kVector]) const {
+    const u32* from = at(i);
+    if constexpr (kVector == 1) {
+      k[0] = *from;
+    } else if constexpr (kVector == 2) {
+      const uint2 v = *reinterpret_cast<const uint2*>(from);
+      k[0] = v.x;
+      k[1] = v.y;
+    } else {
+      const uint4 v = *reinterpret_cast<const uint4*>(from);
+      k[0] = v.x;
+      k[1] = v.y;
+      k[2] = v.z;
+      k[3] = v.w;
+    }
+  }
+};
+
+// token(i): the position of this thread's key i. out: the set's slots, or null. bounds: of the set (thread t < kSets: set t).
+template <int kSets, bool kFloatKeys, int kVector, class TokenOf>
+__device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVector>& store, u32 quota, u32 slots, uint2* out,
+                                      uint4* bounds, const TokenOf& token) {
   constexpr int nt = kThreads;
   const int tid = threadIdx.x;
   const int lane = tid & 31;
   const int set = tid & (kSets - 1);
+  const int n = store.n;
   {
-    const u32 h = sets_max<kSets>(best);
-    const u32 l = ~sets_max<kSets>(best != 0 ? ~best : 0U);
+    const u32 h = sets_max<kSets>(store.best);
+    const u32 l = ~sets_max<kSets>(store.best != 0 ? ~store.best : 0U);
     if (lane < kSets) {
       atomicMax(&s.highest[lane], h);
       atomicMin(&s.lowest[lane], l);
@@ -170,27 +213,52 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, in
   }
   int shift = bin_shift(highest - low, 9);
   u32* hist = s.hist + set * kPruneBins;
-  // Samples, the best of every `group` keys: at least four for each key wanted, where there are that many.
+  const auto count = [&](u32 k) { atomicAdd(&hist[bin_place(k < low ? 0U : (k - low) >> shift)], 1U); };
+  // Samples, the best of every `group` keys (a power of two): at least four for each key wanted, where there are that many.
   const int extra = __clz(static_cast<int>(4 * quota - 1)) - 1 - __clz(max(1, n * (nt / kSets)));
   const int group = 1 << max(0, extra);
-  for (int i = 0; i < n; i += group) {
-    u32 k = 0;
-    if (group >= n) {
-      k = best;
-    } else {
-      const int end = min(n, i + group);
-#pragma unroll 4
-      for (int j = i; j < end; ++j) k = max(k, keys[j * nt + tid]);
+  if (group >= n) {
+    if (store.best != 0) count(store.best);
+  } else {
+    u32 sample = 0;
+    for (int i = 0; i < n; i += kVector) {
+      u32 k[kVector];
+      store.get(i, k);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) {
+        sample = max(sample, k[j]);
+        if (((i + j + 1) & (group - 1)) == 0) {
+          if (sample != 0) count(sample);
+          sample = 0;
+        }
+      }
     }
-    if (k != 0) atomicAdd(&hist[k < low ? 0U : (k - low) >> shift], 1U);
+    if (sample != 0) count(sample);
   }
   __syncthreads();
   const BinFound first = s.find(set, 0, quota);
   u32 threshold = first.bin <= 0 ? 1U : low + (static_cast<u32>(first.bin) << shift);
 
-  u32 mine = 0;
+  const auto for_keys = [&](int from, int to, const auto& f) {
 #pragma unroll 4
-  for (int i = 0; i < n; ++i) mine += keys[i * nt + tid] >= threshold ? 1U : 0U;
+    for (int i = from; i < to; i += kVector) {
+      u32 k[kVector];
+      store.get(i, k);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) f(i + j, k[j]);
+    }
+  };
+  // `hits`: in which of up to 32 pieces of this thread's keys those to be published are.
+  int piece = __ffs(kVector) - 1;
+  while ((n - 1) >> piece > 31) ++piece;
+  u32 hits = 0;
+  u32 mine = 0;
+  for_keys(0, n, [&](int i, u32 k) {
+    if (k >= threshold) {
+      ++mine;
+      hits |= 1U << (i >> piece);
+    }
+  });
   u32 place;
   u32 total;
   place_items<kSets>(s, set, mine, place, total);
@@ -209,10 +277,9 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, in
     __syncthreads();
     shift = bin_shift(to - from, 9);
     if (active) {
-      for (int i = 0; i < n; ++i) {
-        const u32 k = keys[i * nt + tid];
-        if (k >= from && k <= to) atomicAdd(&hist[(k - from) >> shift], 1U);
-      }
+      for_keys(0, n, [&](int, u32 k) {
+        if (k >= from && k <= to) atomicAdd(&hist[bin_place((k - from) >> shift)], 1U);
+      });
     }
     __syncthreads();
     const BinFound f = s.find(set, above, quota);
@@ -230,11 +297,10 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, in
   if (refined) {
     __syncthreads();
     mine = 0;
-    for (int i = 0; i < n; ++i) {
-      const u32 k = keys[i * nt + tid];
+    for_keys(0, n, [&](int, u32 k) {
       mine += k > threshold || (k == threshold && !stuck) ? 1U : 0U;
       equal += k == threshold && stuck ? 1U : 0U;
-    }
+    });
     u32 greater;
     u32 equals;
     place_items<kSets>(s, set, mine, place, greater);
@@ -244,14 +310,14 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const u32* keys, in
     total = greater + equals;
   }
   if (out == nullptr) return;
-  if (mine + equal != 0) {
-    for (int i = 0; i < n; ++i) {
-      const u32 k = keys[i * nt + tid];
-      if (k < threshold) continue;
-      u32& at = stuck && k == threshold ? equal_place : place;
-      if (at < slots) out[at] = make_uint2(k, static_cast<u32>(token(i)));
-      ++at;
-    }
+  for (; hits != 0; hits &= hits - 1U) {
+    const int at = __ffs(static_cast<int>(hits)) - 1;
+    for_keys(at << piece, min(n, (at + 1) << piece), [&](int i, u32 k) {
+      if (k < threshold) return;
+      u32& next = stuck && k == threshold ? equal_place : place;
+      if (next < slots) out[next] = make_uint2(k, static_cast<u32>(token(i)));
+      ++next;
+    });
   }
   for (u32 i = total + tid / kSets; i < slots; i += nt / kSets) out[i] = make_uint2(0, 0);
   if (tid < kSets) {

@@ -1,17 +1,17 @@
 // Launch 1 of the fused step: append + index the new tokens, score every token, prune.
 //
-//   S[h, t] = sum_d q[h, d] * code[t, d]     on the tensor cores, 16 tokens x 4 heads an instruction
+//   S[h, t] = sum_d q[h, d] * code[t, d]     on the tensor cores (paged_codec.cuh)
 //
 // Mapping: score_ctas CTAs a row, a row being (sequence, query token, KV head [, quad of heads]), and one more for
 //   the new tokens. A row's tokens go round its CTAs 16 at a time, so that a hot window of neighbours spreads over all
-//   of them. A warp takes 4 such units at a time and keeps the next two rounds of them on their way to a ring of its own
-//   in shared memory (cp.async): no barrier, and no registers for what is in flight.
+//   of them. In a round a warp scores 2 KB of index rows, four 16-byte pieces a lane, while those of the next round are on
+//   their way to registers. Where a unit of 16 tokens lies is looked up by one lane, for 32 units at a time.
 // Memory: index_row_bytes a token, read once; a few hundred (key, token) pairs a CTA written.
 // Numerics: paged.h. Integer keys are exact.
 // Ordering: no atomics but counts, maxima and minima of integers: bit-identical from run to run.
 // Tried and dropped (docs/gpu.md): every warp gathering its own queries (many thousand warps ask L2 for the same 8 KB);
-//   a second set of registers for loads in flight (two CTAs an SM, 12% slower at 16 x 128K); the new tokens' codes in a
-//   CTA that also scores; prefetching the kernel's parameters; one launch for the whole step.
+//   index rows through a ring in shared memory; every lane looking up every unit (half of all instructions); the new tokens'
+//   codes in a CTA that also scores; prefetching the kernel's parameters; one launch for the whole step.
 #pragma once
 
 #include "src/ops/paged/paged_codec.cuh"
@@ -88,19 +88,18 @@ __device__ __forceinline__ void append_kv(const StepParams& p, const ScoreRow& r
   }
 }
 
-// Slice c of the code of new token `token`, of this lane's plane.
+// Piece `piece` of the code of new token `token`.
 template <class Codec>
-__device__ __forceinline__ typename Codec::Slice new_code(const StepParams& p, const ScoreRow& r, int token,
-                                                          bool is_f16) {
-  constexpr int kLaneDims = Codec::kLaneDims;
-  const int64_t at = static_cast<int64_t>(r.plane) * (4 * kLaneDims) + (threadIdx.x & 3) * kLaneDims;
+__device__ __forceinline__ uint4 new_code(const StepParams& p, const ScoreRow& r, int token, int piece, bool is_f16) {
+  constexpr int kDims = Codec::kPieceDims;
+  const int64_t at = static_cast<int64_t>(r.plane) * p.a.shape.index_dims + piece * kDims;
   const char* k = row_at(p.a.k_new, r.seq, token, r.kv_head);
-  unsigned short raw[kLaneDims];
-  float y[kLaneDims];
+  unsigned short raw[kDims];
+  float y[kDims];
 #pragma unroll
-  for (int i = 0; i < kLaneDims; ++i) raw[i] = load_stream<unsigned short>(k + 2 * __ldg(p.a.dims + at + i));
+  for (int i = 0; i < kDims; ++i) raw[i] = load_stream<unsigned short>(k + 2 * __ldg(p.a.dims + at + i));
 #pragma unroll
-  for (int i = 0; i < kLaneDims; ++i) y[i] = half_value(raw[i], is_f16) * __frcp_rn(__ldg(p.a.index_scale + at + i));
+  for (int i = 0; i < kDims; ++i) y[i] = half_value(raw[i], is_f16) * __frcp_rn(__ldg(p.a.index_scale + at + i));
   return Codec::encode(y);
 }
 
@@ -118,27 +117,66 @@ __device__ __forceinline__ void publish_new(u32 key, int position, int slots, ui
   if (lane < kSets) *bounds = make_uint4(0, highest, lowest, __popc(of_set));
 }
 
-template <class Codec, int kFrags, int kSets>
-__global__ void __launch_bounds__(kThreads, 3)
+// How a round of a warp lies in its lanes (lane = 4 * g + c); kRowBytes: 16, 32 or 64.
+template <int kRowBytes, int kSets>
+struct Round {
+  static constexpr int kPieces = kRowBytes / 16;
+  static constexpr int kRows = 4 / kPieces;                      // rows in a quad of lanes
+  static constexpr int kLoads = 4;                               // pieces a lane
+  static constexpr int kLoadTokens = 32 / kPieces;               // tokens of one load of the warp
+  static constexpr int kTokens = kLoads * kLoadTokens;
+  static constexpr int kUnits = kTokens / 16;
+  static constexpr int kBatch = 32 / kUnits;                     // rounds whose units are looked up together
+  static constexpr int kKeys = kSets * kTokens / 32;             // of a lane
+  static_assert(kTokens == score_round_tokens(kRowBytes) && kKeys == score_round_keys(kRowBytes, kSets));
+
+  // Row of the quad and head (from `frag` of them on) that column n of the query is for.
+  static __device__ __forceinline__ int column_row(int n, int frag) {
+    if constexpr (kSets == 1) return n / (8 / kRows);
+    return kRows == 1 ? 0 : kRows == 2 ? (n & 1) : 2 * frag + (n & 1);
+  }
+  static __device__ __forceinline__ int column_head(int n, int frag) {
+    if constexpr (kSets == 1) return frag * (8 / kRows) + n % (8 / kRows);
+    return n >> 1;
+  }
+  // Products for `heads` heads at most.
+  static constexpr int frags(int heads) {
+    return kSets != 1 ? (kRows == 4 ? 2 : 1) : heads * kRows <= 8 ? 1 : heads * kRows / 8;
+  }
+  // The token of the round that key i of this lane is of.
+  static __device__ __forceinline__ int token_of(int i) {
+    const int lane = threadIdx.x & 31;
+    const int g = lane >> 2;
+    if constexpr (kSets == 1) {
+      if constexpr (kRows == 4) return i * 32 + lane;
+      if constexpr (kRows == 2) return (2 * i + (lane & 1)) * 16 + (lane >> 1);
+      return (lane & 3) * 8 + g;
+    } else {
+      return i / kRows * kLoadTokens + g * kRows + i % kRows;
+    }
+  }
+};
+
+template <class Codec, int kDims, int kHeads, int kSets>
+__global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? 3 : 2)
     score_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
-  using Slice = typename Codec::Slice;
   using Score = typename Codec::Score;
-  constexpr bool kFloat = sizeof(Score) == 4 && static_cast<Score>(0.5F) != static_cast<Score>(0);
-  constexpr int kLaneDims = Codec::kLaneDims;
-  constexpr int kKeys = kSets == 1 ? 2 : 8;  // of a thread and round
-  constexpr int kDims = 4 * kLaneDims;
-  constexpr int kQueries = 4 * kFrags * kDims;
+  constexpr bool kFloat = Codec::kPartBytes == 2;
+  constexpr int kRowBytes = kDims / Codec::kPieceDims * 16;
+  using R = Round<kRowBytes, kSets>;
+  constexpr int kFrags = R::frags(kHeads);
+  constexpr int kPieces = R::kPieces;
+  constexpr int kKeys = R::kKeys;
+  constexpr int kVector = key_vector(kKeys);
+  constexpr int kQueries = kHeads * kDims;
+  constexpr int kPart = kQueries * Codec::kPartBytes;  // bytes of one part of the queries
   extern __shared__ __align__(16) u32 shared[];
   auto& s = *reinterpret_cast<PruneShared<kSets>*>(shared);
-  // [4 * kFrags heads][kDims] of q * index_scale, zero past the row's heads.
-  float* queries = reinterpret_cast<float*>(shared) + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4) / 4;
-  // [warps][kStages][kRoundTokens] index rows
-  constexpr int kRow = 4 * static_cast<int>(sizeof(Slice));
-  constexpr int kRoundBytes = kRoundTokens * kRow;
-  static_assert((kStages & (kStages - 1)) == 0);
-  char* ring = reinterpret_cast<char*>(queries + kQueries) + (threadIdx.x >> 5) * kStages * kRoundBytes;
-  u32* keys = reinterpret_cast<u32*>(queries + kQueries) + kThreads / 32 * kStages * kRoundBytes / 4;
+  float* largests = reinterpret_cast<float*>(shared) + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4) / 4;
+  char* queries = reinterpret_cast<char*>(largests + kQueries / 16);
+  u32* keys = reinterpret_cast<u32*>(queries + 2 * kPart);
+  static_assert(kQueries / 16 * 4 + 2 * kPart == score_query_bytes(kHeads, kDims, Codec::kPartBytes));
   const PagedShape& shape = p.a.shape;
   constexpr int nt = kThreads;
   const int tid = threadIdx.x;
@@ -161,37 +199,35 @@ __global__ void __launch_bounds__(kThreads, 3)
 
   // Everything that hangs on one load is asked for before any of it is waited for.
   const int length = p.a.lengths[r.seq];
-  // A warp's round: 4 units and where they are; page: the block itself. Needs no length. Where pages do not hold whole
-  // units, each row is looked up for itself.
-  struct Round {
-    int unit[4];
-    Place place[4];
-  };
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
-  const bool whole_units = (shape.page_size & 15) == 0;
-  const auto unit_of = [&](int round, int j) { return spread_unit((round * (nt >> 5) + warp) * 4 + j, rank, ctas); };
+  // Unit of tokens number `slot` of this warp's round.
+  const auto turn_of = [&](int round, int slot) { return (round * (nt / 32) + warp) * R::kUnits + slot; };
+  // A lane looks up one unit of a batch of rounds. Needs no length: units past it are replaced below.
+  struct LookUp {
+    int turn;
+    int unit;
+    int offset;
+    int block;
+  };
   const int last_unit = static_cast<int>((shape.max_length - 1) >> 4);
-  const auto look_up = [&](int round) {
-    Round at;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      at.unit[j] = unit_of(round, j);
-      at.place[j] = place_of(p, min(at.unit[j], last_unit) * 16);
-      if (whole_units) at.place[j].page = table[at.place[j].page];
-    }
-    return at;
+  const auto look_up = [&](int batch) {
+    LookUp l;
+    l.turn = turn_of(batch * R::kBatch + lane / R::kUnits, lane % R::kUnits);
+    l.unit = spread_unit(l.turn, rank, ctas);
+    const Place place = place_of(p, min(l.unit, last_unit) * 16);
+    l.offset = place.offset;
+    l.block = table[place.page];
+    return l;
   };
-  const Round first_round = look_up(0);
-  Round next_round = look_up(1);
+  LookUp next_lookup = look_up(0);
   const bool is_f16 = shape.kv_type == PagedKvType::kF16;
-  const auto load_query = [&](int i) {
-    return load_stream<unsigned short>(row_at(p.a.q, r.seq, r.query, r.head0 + min(i / kDims, r.heads - 1)) +
-                                       2 * my_dim);
-  };
-  const auto store_query = [&](int i, unsigned short bits) {
-    queries[i] = i / kDims < r.heads ? half_value(bits, is_f16) * my_scale : 0.0F;
-  };
-  const unsigned short first_query = tid < kQueries ? load_query(tid) : 0;
+  constexpr int kMine = (kQueries + nt - 1) / nt;  // queries of a thread
+  unsigned short my_query[kMine];
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const int head = min((tid + i * nt) / kDims, r.heads - 1);
+    my_query[i] = load_stream<unsigned short>(row_at(p.a.q, r.seq, r.query, r.head0 + head) + 2 * my_dim);
+  }
   const bool appends = p.a.k_new.data != nullptr;
   const int seen = length - shape.num_query_tokens + r.query + 1;
   const int first_new = appends ? max(0, length - shape.num_query_tokens) : length;
@@ -201,91 +237,179 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int hi = scores ? seen - shape.recent : 0;
   const int hi_old = min(hi, first_new);
   const int units = hi_old > lo && !for_new ? (hi_old + 15) >> 4 : 0;
+  // This CTA has the turns below `turns`, this warp so many rounds of them.
+  const int log_ctas = 31 - __clz(ctas);
+  int turns = units >> log_ctas;
+  if (spread_unit(turns, rank, ctas) < units) ++turns;
+  const int rounds = max(0, turns - turn_of(0, 0) + nt / 32 * R::kUnits - 1) / (nt / 32 * R::kUnits);
 
-  // A lane copies 16-byte pieces of its rows.
-  constexpr int kPerRow = kRow / 16;
-  constexpr int kRowStep = 32 / kPerRow;  // rows that one piece of all lanes spans
-  const char* base = static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride + lane % kPerRow * 16;
-  const int row0 = lane / kPerRow;
-  const u32 ring_address = shared_address(ring) + lane * 16;
-  const auto load_rows = [&](int round, const Round& at) {
-    // Units past the end are read as the round's first one, and rows past the end are memory of the cache: their scores
-    // are not kept.
-    if (at.unit[0] < units) {
-      const u32 to = ring_address + (round & (kStages - 1)) * kRoundBytes;
+  const bool whole_units = (shape.page_size & 15) == 0;
+  const char* index = static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride;
+  // What a lane loads: piece c % kPieces of token lane / kPieces of a load.
+  const int piece_offset = c % kPieces * 16;
+  int64_t lane_offset = static_cast<int64_t>(lane / kPieces & 15) * p.a.index.token_stride + piece_offset;
+  asm("" : "+l"(lane_offset));  // computed once, not in every round
+  const char* unit_rows = index;  // of the unit that this lane looked up
+  u32 edges = 0;                  // units of the batch that are not all scored
+  const auto next_batch = [&](int batch) {
+    const LookUp l = next_lookup;
+    const bool inside = l.turn < turns;
+    edges = __ballot_sync(kFullWarp, !inside || l.unit * 16 < lo || l.unit * 16 + 16 > hi_old);
+    // Units past the end are read as the batch's first one; rows past the end are memory of the cache.
+    const int block = __shfl_sync(kFullWarp, l.block, inside ? lane : 0);
+    unit_rows = index + block * p.a.index.block_stride + (inside ? l.offset : 0) * p.a.index.token_stride;
+    next_lookup = look_up(batch + 1);
+  };
+  // Asks for the rows of a round; returns whether some of its tokens are not scored.
+  const auto load_round = [&](int round, uint4(&v)[R::kLoads]) -> bool {
+    const char* from[R::kLoads];
+    if (whole_units) {
+      const auto base = static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(unit_rows));
 #pragma unroll
-      for (int i = 0; i < kRoundTokens / kRowStep; ++i) {
-        const int row = row0 + i * kRowStep;
-        // The unit of the row: the same for all lanes, or one of two where a piece spans two.
-        constexpr bool kTwo = kRowStep > 16;
-        const int j = kTwo ? 2 * i : i * kRowStep / 16;
-        int unit = at.unit[j];
-        Place place = at.place[j];
-        if (kTwo && row0 >= 16) {
-          unit = at.unit[j + (kTwo ? 1 : 0)];
-          place = at.place[j + (kTwo ? 1 : 0)];
-        }
-        if (unit >= units) {
-          unit = at.unit[0];
-          place = at.place[0];
-        }
-        if (whole_units) {
-          place.offset += row & 15;
-        } else {
-          place = place_of(p, min(unit * 16 + (row & 15), hi_old - 1));
-          place.page = table[place.page];
-        }
-        copy_async16(to + i * 512, base + place.page * p.a.index.block_stride + place.offset * p.a.index.token_stride);
+      for (int j = 0; j < R::kLoads; ++j) {
+        const int slot = (j * R::kLoadTokens + lane / kPieces) >> 4;  // width 32: the place in the batch
+        from[j] = reinterpret_cast<const char*>(
+            static_cast<uintptr_t>(__shfl_sync(kFullWarp, base, round * R::kUnits + slot)));
+      }
+#pragma unroll
+      for (int j = 0; j < R::kLoads; ++j) {
+        from[j] += kPieces == 4 && (j & 1) != 0 ? lane_offset + 8 * p.a.index.token_stride : lane_offset;
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < R::kLoads; ++j) {
+        const int x = j * R::kLoadTokens + lane / kPieces;
+        const int unit = spread_unit(min(turn_of(round, x >> 4), turns - 1), rank, ctas);
+        const Place place = place_of(p, min(unit * 16 + (x & 15), hi_old - 1));
+        from[j] =
+            index + table[place.page] * p.a.index.block_stride + place.offset * p.a.index.token_stride + piece_offset;
       }
     }
-    copy_async_commit();
+#pragma unroll
+    for (int j = 0; j < R::kLoads; ++j) v[j] = load_stream<uint4>(from[j]);
+    return (edges >> ((round & (R::kBatch - 1)) * R::kUnits) & ((1U << R::kUnits) - 1U)) != 0;
   };
-  load_rows(0, first_round);
-  load_rows(1, next_round);
-  next_round = look_up(2);
+  // Two rounds on their way: those of even and of odd number. Batches begin with even ones.
+  uint4 even[R::kLoads];
+  uint4 odd[R::kLoads];
+  bool even_edge = false;
+  bool odd_edge = false;
+  if (rounds > 0) {
+    next_batch(0);
+    even_edge = load_round(0, even);
+  }
+  if (rounds > 1) odd_edge = load_round(1, odd);
 
-  if (tid < kQueries) store_query(tid, first_query);
-  for (int i = tid + nt; i < kQueries; i += nt) store_query(i, load_query(i));
+  // Queries: the largest of 16 dims, then the parts of all, by the CTA together.
+  float my_x[kMine];
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    my_x[i] = half_value(my_query[i], is_f16) * my_scale;
+    float most = fabsf(my_x[i]);
+#pragma unroll
+    for (int o = 1; o < 16; o <<= 1) most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, o));
+    if (tid + i * nt < kQueries && (tid & 15) == 0) largests[(tid + i * nt) / 16] = most;
+  }
   __syncthreads();
-  // Queries of column g (head g / 2 of a quad, high or low part) for this lane's dims.
-  float x[kFrags][kLaneDims];
-  float largest = 0;
+  float inverse[kMine];
+  if constexpr (kSets == 1) {
+    float most = 0;
+    for (int i = lane; i < kQueries / 16; i += 32) most = fmaxf(most, largests[i]);
+    inverse[0] = __uint_as_float(__reduce_max_sync(kFullWarp, __float_as_uint(most)));
+#pragma unroll
+    for (int i = kMine - 1; i >= 0; --i) inverse[i] = Codec::limit() / fmaxf(inverse[0], 1e-30F);
+  } else {
+    static_assert(kMine == 1);
+    float most = 0;
+#pragma unroll
+    for (int i = 0; i < kDims / 16; ++i) most = fmaxf(most, largests[(tid % kQueries) / kDims * (kDims / 16) + i]);
+    inverse[0] = Codec::limit() / fmaxf(most, 1e-30F);
+  }
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const int at = tid + i * nt;
+    char* head = queries + at / kDims * kDims * Codec::kPartBytes;
+    if (at < kQueries) Codec::store_query(my_x[i] * inverse[i], at % kDims, head, head + kPart);
+  }
+  __syncthreads();
+  u32 query[kFrags][2][2 * Codec::kSlabs];
 #pragma unroll
   for (int f = 0; f < kFrags; ++f) {
+    const bool mine = R::column_row(g, f) == c / kPieces;
 #pragma unroll
-    for (int i = 0; i < kLaneDims; i += 4) {
-      const float4 v = *reinterpret_cast<const float4*>(queries + (4 * f + (g >> 1)) * kDims + c * kLaneDims + i);
-      x[f][i] = v.x;
-      x[f][i + 1] = v.y;
-      x[f][i + 2] = v.z;
-      x[f][i + 3] = v.w;
+    for (int part = 0; part < 2; ++part) {
+      const uint4* from = reinterpret_cast<const uint4*>(
+          queries + part * kPart + (min(R::column_head(g, f), kHeads - 1) * kDims + c % kPieces * Codec::kPieceDims) * Codec::kPartBytes);
+#pragma unroll
+      for (int i = 0; i < Codec::kSlabs / 2; ++i) {
+        const uint4 w = from[i];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          u32& q = query[f][part][4 * i + j];
+          q = mine ? word(w, j) : 0U;
+          asm("" : "+r"(q));  // here and not in the loop
+        }
+      }
     }
-#pragma unroll
-    for (int i = 0; i < kLaneDims; ++i) largest = fmaxf(largest, fabsf(x[f][i]));
   }
-  if constexpr (kSets == 1) {
-    largest = __uint_as_float(__reduce_max_sync(kFullWarp, __float_as_uint(largest)));
-  } else {
-#pragma unroll
-    for (int o = 1; o < 8; o <<= 1) largest = fmaxf(largest, __shfl_xor_sync(kFullWarp, largest, o));
-  }
-  const float inverse = Codec::query_limit() / fmaxf(largest, 1e-30F);
-  typename Codec::Query query[kFrags];
-#pragma unroll
-  for (int f = 0; f < kFrags; ++f) query[f] = Codec::query(x[f], inverse, (g & 1) != 0);
 
-  // The scores of head c (or the best of the row's heads) for tokens g and g + 8 of a tile.
-  const Score none = kFloat ? static_cast<Score>(-__int_as_float(0x7F800000)) : static_cast<Score>(-2147483647 - 1);
-  const auto score_tile = [&](const Slice& v0, const Slice& v1, Score& s0, Score& s1) {
-    s0 = s1 = none;
+  // Scores of the rows of two loads: columns 2 * c and 2 * c + 1 of the first, then of the second.
+  const auto multiply = [&](const uint4& v0, const uint4& v1, int f, Score(&d)[4]) {
 #pragma unroll
-    for (int f = 0; f < kFrags; ++f) {
-      Score t0;
-      Score t1;
-      Codec::scores(v0, v1, query[f], t0, t1);
-      if (4 * f + c < r.heads) {
-        s0 = f == 0 ? t0 : max(s0, t0);
-        s1 = f == 0 ? t1 : max(s1, t1);
+    for (int i = 0; i < 4; ++i) d[i] = 0;
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      if (part == 1) Codec::between(d);
+#pragma unroll
+      for (int slab = 0; slab < Codec::kSlabs; ++slab) {
+        const uint2 x = Codec::operand(v0, slab);
+        const uint2 y = Codec::operand(v1, slab);
+        Codec::multiply(d, x.x, y.x, x.y, y.y, query[f][part][2 * slab], query[f][part][2 * slab + 1]);
+      }
+    }
+  };
+  const auto score_round = [&](const uint4(&v)[R::kLoads], Score(&t)[kKeys]) {
+    if constexpr (kSets == 1) {
+      Score best[R::kLoads];
+#pragma unroll
+      for (int j = 0; j < R::kLoads; j += 2) {
+#pragma unroll
+        for (int f = 0; f < kFrags; ++f) {
+          Score d[4];
+          multiply(v[j], v[j + 1], f, d);
+          best[j] = f == 0 ? max(d[0], d[1]) : max(best[j], max(d[0], d[1]));
+          best[j + 1] = f == 0 ? max(d[2], d[3]) : max(best[j + 1], max(d[2], d[3]));
+        }
+      }
+      // Best over the lanes of a row; each keeps one of as many loads.
+      constexpr int kFrom = R::kRows == 4 ? 4 : R::kRows == 2 ? 1 : 2;
+#pragma unroll
+      for (int o = kFrom; o >= 1 && R::kRows != 4; o >>= 1) {
+        const bool upper = (c & o) != 0;
+#pragma unroll
+        for (int i = 0; i < kKeys * o; ++i) {
+          const int other = R::kRows == 2 ? 2 * i : i;
+          const Score low = best[other];
+          const Score high = best[other + o];
+          best[i] = max(upper ? high : low, __shfl_xor_sync(kFullWarp, upper ? low : high, o));
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kKeys; ++i) t[i] = best[i];
+    } else {
+#pragma unroll
+      for (int j = 0; j < R::kLoads; j += 2) {
+#pragma unroll
+        for (int f = 0; f < kFrags; ++f) {
+          Score d[4];
+          multiply(v[j], v[j + 1], f, d);
+          t[j * R::kRows + 2 * f] = d[0];
+          t[(j + 1) * R::kRows + 2 * f] = d[2];
+          if constexpr (R::kRows != 1) {
+            t[j * R::kRows + 2 * f + 1] = d[1];
+            t[(j + 1) * R::kRows + 2 * f + 1] = d[3];
+          }
+        }
       }
     }
   };
@@ -300,90 +424,84 @@ __global__ void __launch_bounds__(kThreads, 3)
   if (for_new) {
     if (appends && r.writes_kv) append_kv(p, r, length);
     if (warp != 0) return;
-    const int position = first_new + g;
-    const bool mine = appends && position < length;
     u32 key = 0;
+    const int position = first_new + g;
     if (appends) {
-      const Slice code = new_code<Codec>(p, r, mine ? position - (length - shape.num_query_tokens) : 0, is_f16);
+      const int row = lane / kPieces;
+      const bool mine = row < shape.num_query_tokens && first_new + row < length;
+      const uint4 code =
+          new_code<Codec>(p, r, mine ? first_new + row - (length - shape.num_query_tokens) : 0, lane % kPieces, is_f16);
       if (mine && r.writes_index) {
-        const Place place = place_of(p, position);
-        *reinterpret_cast<Slice*>(static_cast<char*>(p.a.index.data) +
+        const Place place = place_of(p, first_new + row);
+        *reinterpret_cast<uint4*>(static_cast<char*>(p.a.index.data) +
                                   cache_offset(p.a.index, table[place.page], r.plane, place.offset) +
-                                  c * static_cast<int>(sizeof(Slice))) = code;
+                                  lane % kPieces * 16) = code;
       }
-      Score s0;
-      Score s1;
-      score_tile(code, code, s0, s1);
+      const uint4 all[R::kLoads] = {code, code, code, code};
+      Score t[kKeys];
+      score_round(all, t);
+      // The key of token g to lanes 4 * g + c: the loads are the same, so that the first has them all.
       if constexpr (kSets == 1) {
-        s0 = max(s0, __shfl_xor_sync(kFullWarp, s0, 1));
-        s0 = max(s0, __shfl_xor_sync(kFullWarp, s0, 2));
+        key = key_of(__shfl_sync(kFullWarp, t[0], g * kPieces));
+      } else {
+#pragma unroll
+        for (int i = 0; i < R::kRows; ++i) {
+          const Score x = __shfl_sync(kFullWarp, t[i], g / R::kRows * 4 + c);
+          if (g % R::kRows == i) key = key_of(x);
+        }
       }
-      if (mine && has_head && position >= lo && position < hi && (kSets != 1 || c == 0)) key = key_of(s0);
+      const bool counts = position < length && has_head && position >= lo && position < hi && (kSets != 1 || c == 0);
+      if (!counts) key = 0;
     }
     publish_new<kSets>(key, position, p.plan.slots, scores && has_head ? slots : nullptr, p.bounds + list);
     return;
   }
   if (!scores) return;
 
-  u32 best = 0;
-  int n = 0;
-  const auto keep = [&](Score score, bool valid) {
-    const u32 key = valid ? key_of(score) : 0U;
-    keys[n * nt + tid] = key;
-    ++n;
-    best = max(best, key);
+  KeyStore<kVector> store{keys};
+  const auto token_at = [&](int round, int i) {
+    const int x = R::token_of(i);
+    return spread_unit(turn_of(round, x >> 4), rank, ctas) * 16 + (x & 15);
   };
-  for (int round = 0; unit_of(round, 0) < units; ++round) {
-    copy_async_wait_groups<kStages - 1>();
-    __syncwarp();
-    const char* rows = ring + (round & (kStages - 1)) * kRoundBytes + g * kRow + c * static_cast<int>(sizeof(Slice));
-    Score t[8];
+  const auto keep_round = [&](const uint4(&v)[R::kLoads], int round, bool check) {
+    Score t[kKeys];
+    score_round(v, t);
+    u32 key[kKeys];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      score_tile(*reinterpret_cast<const Slice*>(rows + 16 * j * kRow),
-                 *reinterpret_cast<const Slice*>(rows + (16 * j + 8) * kRow), t[2 * j], t[2 * j + 1]);
+    for (int i = 0; i < kKeys; ++i) key[i] = key_of(t[i]);
+    if (check || !has_head) {
+#pragma unroll
+      for (int i = 0; i < kKeys; ++i) {
+        const int token = token_at(round, i);
+        if (token < lo || token >= hi_old || !has_head) key[i] = 0;
+      }
     }
-    __syncwarp();
-    load_rows(round + kStages, next_round);
-    next_round = look_up(round + kStages + 1);
-    if constexpr (kSets == 1) {
-      // Best over the four lanes of a token; lane c keeps unit c.
-      Score u[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const Score other = __shfl_xor_sync(kFullWarp, (c & 2) != 0 ? t[i] : t[4 + i], 2);
-        u[i] = max((c & 2) != 0 ? t[4 + i] : t[i], other);
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const Score other = __shfl_xor_sync(kFullWarp, (c & 1) != 0 ? u[i] : u[2 + i], 1);
-        const int token = unit_of(round, c) * 16 + g + 8 * i;
-        keep(max((c & 1) != 0 ? u[2 + i] : u[i], other), token >= lo && token < hi_old);
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int token = unit_of(round, i >> 1) * 16 + g + 8 * (i & 1);
-        keep(t[i], has_head && token >= lo && token < hi_old);
-      }
+    for (int i = 0; i < kKeys; i += kVector) store.put(key + i);
+  };
+  for (int round = 0; round < rounds; round += 2) {
+    keep_round(even, round, even_edge);
+    if (round + 2 < rounds) {
+      if (((round + 2) & (R::kBatch - 1)) == 0) next_batch((round + 2) / R::kBatch);
+      even_edge = load_round(round + 2, even);
+    }
+    if (round + 1 < rounds) {
+      keep_round(odd, round + 1, odd_edge);
+      if (round + 3 < rounds) odd_edge = load_round(round + 3, odd);
     }
   }
-
-  const auto token_of = [&](int i) {
-    const int of_round = kSets == 1 ? 2 * c + i % kKeys : i % kKeys;
-    return unit_of(i / kKeys, of_round >> 1) * 16 + g + 8 * (of_round & 1);
-  };
-  prune<kSets, kFloat>(s, keys, n, best, p.plan.quota, p.plan.slots, has_head ? slots : nullptr, p.bounds + list,
-                       token_of);
+  prune<kSets, kFloat, kVector>(s, store, p.plan.quota, p.plan.slots, has_head ? slots : nullptr, p.bounds + list,
+                                [&](int i) { return token_at(i / kKeys, i % kKeys); });
 #endif
 }
 
-template <class Codec>
-ScoreKernel pick_score_kernel(int frags, int sets) {
-  if (sets == 4) return score_kernel<Codec, 1, 4>;
-  if (frags == 1) return score_kernel<Codec, 1, 1>;
-  if (frags == 2) return score_kernel<Codec, 2, 1>;
-  return score_kernel<Codec, 4, 1>;
+// Null where no kernel has these dims; heads: scored together, 1 to 16; sets: 1, or 4 (heads: 4).
+template <PagedIndexType kType, int kDims>
+ScoreKernel pick_score_kernel(int heads, int sets) {
+  if (sets == 4) return score_kernel<Codec<kType>, kDims, 4, 4>;
+  if (heads <= 4) return score_kernel<Codec<kType>, kDims, 4, 1>;
+  if (heads <= 8) return score_kernel<Codec<kType>, kDims, 8, 1>;
+  return score_kernel<Codec<kType>, kDims, 16, 1>;
 }
 
 }  // namespace fasa::ops::paged

@@ -2,10 +2,10 @@
 
 namespace fasa::ops::paged {
 
-ScoreKernel score_kernel_bf16(int dims, int frags, int sets) {
+ScoreKernel score_kernel_bf16(int dims, int heads, int sets) {
   constexpr auto kType = PagedIndexType::kBF16;
-  if (dims == 16) return pick_score_kernel<Codec<kType, 16>>(frags, sets);
-  if (dims == 32) return pick_score_kernel<Codec<kType, 32>>(frags, sets);
+  if (dims == 16) return pick_score_kernel<kType, 16>(heads, sets);
+  if (dims == 32) return pick_score_kernel<kType, 32>(heads, sets);
   return nullptr;
 }
 

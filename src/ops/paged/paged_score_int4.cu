@@ -2,10 +2,10 @@
 
 namespace fasa::ops::paged {
 
-ScoreKernel score_kernel_int4(int dims, int frags, int sets) {
+ScoreKernel score_kernel_int4(int dims, int heads, int sets) {
   constexpr auto kType = PagedIndexType::kI4;
-  if (dims == 32) return pick_score_kernel<Codec<kType, 32>>(frags, sets);
-  if (dims == 64) return pick_score_kernel<Codec<kType, 64>>(frags, sets);
+  if (dims == 32) return pick_score_kernel<kType, 32>(heads, sets);
+  if (dims == 64) return pick_score_kernel<kType, 64>(heads, sets);
   return nullptr;
 }
 

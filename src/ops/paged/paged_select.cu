@@ -33,30 +33,23 @@ __global__ void __launch_bounds__(kThreads) prune_kernel(const __grid_constant__
   uint4 now[4];
   load(0, now);
   __syncthreads();
-  u32 best = 0;
-  int n = 0;
+  KeyStore<4> store{keys};
   for (int round = 0; round < p.plan.score_iterations; ++round) {
     uint4 next[4];
     load(round + 1, next);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int t = token_at(round, j);
+      const u32 bits[4] = {now[j].x, now[j].y, now[j].z, now[j].w};
+      u32 key[4];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const u32 key = t + e < tokens ? key_of(__uint_as_float(e == 0   ? now[j].x
-                                                                : e == 1 ? now[j].y
-                                                                : e == 2 ? now[j].z
-                                                                         : now[j].w))
-                                       : 0U;
-        keys[n * nt + tid] = key;
-        ++n;
-        best = max(best, key);
-      }
+      for (int e = 0; e < 4; ++e) key[e] = t + e < tokens ? key_of(__uint_as_float(bits[e])) : 0U;
+      store.put(key);
       now[j] = next[j];
     }
   }
   const int64_t where = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
-  prune<1, true>(s, keys, n, best, p.plan.quota, p.plan.slots, p.slots + where * p.plan.slots, p.bounds + where,
+  prune<1, true>(s, store, p.plan.quota, p.plan.slots, p.slots + where * p.plan.slots, p.bounds + where,
                  [&](int i) { return token_at(i / 16, i / 4 % 4) + i % 4; });
 }
 

@@ -88,7 +88,9 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
           EXPECT_EQ(p.score_ctas & (p.score_ctas - 1), 0) << "a power of two";
           EXPECT_EQ(p.cluster & (p.cluster - 1), 0);
           EXPECT_LE(p.cluster, 8);
-          EXPECT_GE(int64_t{p.score_iterations} * (paged::kThreads / 32) * 64 * p.score_ctas, length);
+          const auto row = static_cast<int>(s.index_row_bytes());
+          EXPECT_GE(int64_t{p.score_iterations} * (paged::kThreads / 32) * paged::score_round_tokens(row) * p.score_ctas,
+                    length);
           EXPECT_GE(int64_t{p.quota} * p.score_ctas, budget) << "the lists can hold the answer";
           EXPECT_GE(p.slots, p.quota);
           EXPECT_EQ(p.slots % 4, 0);
@@ -98,11 +100,10 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
               paged::attend_layout(budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,
                                    paged::table_entries(length, s.page_size));
           EXPECT_GE(p.attend_smem, layout.slots + 8 * p.entries());
-          // Beside each other: the ring of index rows and a thread's keys of every round.
-          const int64_t ring =
-              int64_t{paged::kThreads} / 32 * paged::kStages * paged::kRoundTokens * s.index_row_bytes();
-          const int64_t keys = own_tokens ? 8 : 2;
-          EXPECT_GE(p.score_smem, ring + 4 * int64_t{paged::kThreads} * keys * p.score_iterations);
+          // Beside each other: the queries and a thread's keys of every round.
+          const int64_t queries = paged::score_query_bytes(s.group(), s.index_dims, 1);
+          const int64_t keys = paged::score_round_keys(row, own_tokens ? 4 : 1);
+          EXPECT_GE(p.score_smem, queries + 4 * int64_t{paged::kThreads} * keys * p.score_iterations);
         }
       }
     }
