@@ -21,13 +21,18 @@
 
 namespace fasa::ops::paged {
 
-inline constexpr int kSelectTies = 32;
+inline constexpr int kSelectTies = 128;
+
+// Keys of the lists that a thread holds in registers; the others stay in shared memory.
+inline constexpr int kHeldKeys = 8;
 
 struct SelectShared {
   u32 hist[kPruneBins];
   u32 warps[32];
   u32 ties[kSelectTies];
   u32 num_ties;
+  u32 tie_key;
+  u32 tie_equal;
 
   // Followed by a barrier.
   __device__ void clear() {
@@ -54,29 +59,82 @@ __device__ __forceinline__ uint4 join_bounds(const uint4* bounds, int ctas) {
                     __reduce_min_sync(kFullWarp, all.z), __reduce_add_sync(kFullWarp, all.w));
 }
 
-// Among the first `inside` (1..32) of `ties`: the want-th best, and how many equal to it are wanted. Every warp for
-// itself, which saves a barrier.
-__device__ __forceinline__ void rank_ties(const u32* ties, u32 inside, u32 want, u32& key, u32& equal) {
-  const u32 lane = threadIdx.x & 31;
-  const u32 mine = ties[lane];
-  u32 greater = 0;
-  u32 same = 0;
+// The lists of a set, `count` (even) entries in shared memory, of which each thread copies and looks at every kThreads-th pair.
+struct Lists {
+  const uint2* slots;
+  int count;
+  u32 held[kHeldKeys];
+
+  // Entry e of this thread's j-th pair.
+  static __device__ __forceinline__ int entry(int j, int e) {
+    return 2 * (j * kThreads + static_cast<int>(threadIdx.x)) + e;
+  }
+  __device__ __forceinline__ void copy(const uint2* from, uint2* to) {
+    slots = to;
+    for (int i = entry(0, 0); i < count; i += 2 * kThreads) copy_async16(shared_address(to + i), from + i);
+  }
+  // After the copies, which need no barrier.
+  __device__ __forceinline__ void hold() {
+#pragma unroll
+    for (int j = 0; j < kHeldKeys; j += 2) {
+      const int i = entry(j / 2, 0);
+      uint4 pair = make_uint4(0, 0, 0, 0);
+      if (i < count) pair = *reinterpret_cast<const uint4*>(slots + i);
+      held[j] = pair.x;
+      held[j + 1] = pair.z;
+    }
+  }
+  // f(key, j) for each entry of this thread, the j-th; key 0: none.
+  template <class F>
+  __device__ __forceinline__ void for_each(const F& f) const {
+#pragma unroll
+    for (int j = 0; j < kHeldKeys; ++j) f(held[j], j);
+    for (int j = kHeldKeys; entry(j / 2, 0) < count; ++j) f(slots[entry(j / 2, j & 1)].x, j);
+  }
+};
+
+// How `key` stands among the first `inside` of `ties`.
+__device__ __forceinline__ void rank_tie(const u32* ties, u32 inside, u32 key, u32& greater, u32& same) {
+  greater = same = 0;
+#pragma unroll 4
   for (u32 j = 0; j < inside; ++j) {
     const u32 k = ties[j];
-    greater += k > mine ? 1U : 0U;
-    same += k == mine ? 1U : 0U;
+    greater += k > key ? 1U : 0U;
+    same += k == key ? 1U : 0U;
   }
-  const bool is_it = lane < inside && greater < want && greater + same >= want;
-  const int it = __ffs(static_cast<int>(__ballot_sync(kFullWarp, is_it))) - 1;
-  key = __shfl_sync(kFullWarp, mine, it);
-  equal = want - __shfl_sync(kFullWarp, greater, it);
 }
 
-// The `need` best of slots[0..count), shared memory, whose bounds are known.
-__device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2* slots, int count, u32 need,
-                                                    const uint4& bounds) {
-  const int tid = threadIdx.x;
-  constexpr int nt = kThreads;
+// Among the first `inside` (1..kSelectTies) of the ties: the want-th best, and how many equal to it are wanted.
+__device__ __forceinline__ void rank_ties(SelectShared& s, u32 inside, u32 want, u32& key, u32& equal) {
+  u32 greater;
+  u32 same;
+  if (inside <= 32) {
+    // Every warp for itself, which saves a barrier.
+    const u32 lane = threadIdx.x & 31;
+    const u32 mine = s.ties[lane];
+    rank_tie(s.ties, inside, mine, greater, same);
+    const bool is_it = lane < inside && greater < want && greater + same >= want;
+    const int it = __ffs(static_cast<int>(__ballot_sync(kFullWarp, is_it))) - 1;
+    key = __shfl_sync(kFullWarp, mine, it);
+    equal = want - __shfl_sync(kFullWarp, greater, it);
+    return;
+  }
+  if (threadIdx.x < inside) {
+    const u32 mine = s.ties[threadIdx.x];
+    rank_tie(s.ties, inside, mine, greater, same);
+    if (greater < want && greater + same >= want) {
+      // Equal keys all write the same.
+      s.tie_key = mine;
+      s.tie_equal = want - greater;
+    }
+  }
+  __syncthreads();
+  key = s.tie_key;
+  equal = s.tie_equal;
+}
+
+// The `need` best of the lists, whose bounds are known.
+__device__ __forceinline__ Threshold find_threshold(SelectShared& s, const Lists& lists, u32 need, const uint4& bounds) {
   if (bounds.w < need) return {0, 0, bounds.w, bounds.x == 0};
   u32 from = min(bounds.z, bounds.y);  // few keys are below it, at first: they count as it
   u32 to = bounds.y;
@@ -85,11 +143,9 @@ __device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2
   Threshold t = {0, 0, need, false};
   while (true) {
     const int shift = bin_shift(to - from, 9);
-#pragma unroll 4
-    for (int i = tid; i < count; i += nt) {
-      const u32 k = slots[i].x;
+    lists.for_each([&](u32 k, int) {
       if (k >= least && k <= to) atomicAdd(&s.hist[bin_place((max(k, from) - from) >> shift)], 1U);
-    }
+    });
     __syncthreads();
     const BinFound f = find_bin(s.hist, above, need);
     const u32 last = min(to, from + (static_cast<u32>(f.bin) << shift) + ((1U << shift) - 1U));
@@ -105,17 +161,15 @@ __device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2
       break;
     }
     if (inside <= kSelectTies) {
-#pragma unroll 4
-      for (int i = tid; i < count; i += nt) {
-        const u32 k = slots[i].x;
+      lists.for_each([&](u32 k, int) {
         if (k >= first && k <= last) s.ties[atomicAdd(&s.num_ties, 1U)] = k;
-      }
+      });
       __syncthreads();
-      rank_ties(s.ties, inside, need - f.before, t.key, t.equal);
+      rank_ties(s, inside, need - f.before, t.key, t.equal);
       break;
     }
     __syncthreads();
-    for (int i = tid; i < kPruneBins; i += nt) s.hist[i] = 0;
+    for (int i = threadIdx.x; i < kPruneBins; i += kThreads) s.hist[i] = 0;
     above = f.before;
     from = least = first;
     to = last;
@@ -125,21 +179,19 @@ __device__ __forceinline__ Threshold find_threshold(SelectShared& s, const uint2
   return t;
 }
 
-// Calls emit(token, place) for every kept slot; places 0..kept-1 in a fixed order.
+// Calls emit(token, place) for every kept entry; places 0..kept-1 in a fixed order.
 template <class Emit>
-__device__ __forceinline__ void emit_kept(u32* warps, const uint2* slots, int count, const Threshold& t,
-                                          const Emit& emit) {
-  const int tid = threadIdx.x;
-  constexpr int nt = kThreads;
+__device__ __forceinline__ void emit_kept(u32* warps, const Lists& lists, const Threshold& t, const Emit& emit) {
   // Both counts in one word: above in the low half, equal in the high one (count < 2^16).
   u32 mine = 0;
-#pragma unroll 4
-  for (int i = tid; i < count; i += nt) {
-    const u32 k = slots[i].x;
-    mine += k > t.key ? 1U : (k == t.key && t.equal != 0) ? 0x10000U : 0U;
-  }
-  const int lane = tid & 31;
-  const int warp = tid >> 5;
+  u32 held = 0;  // kept, of the keys held
+  lists.for_each([&](u32 k, int j) {
+    const u32 count = k > t.key ? 1U : (k == t.key && t.equal != 0) ? 0x10000U : 0U;
+    mine += count;
+    if (j < kHeldKeys) held |= (count != 0 ? 1U : 0U) << j;
+  });
+  const int lane = threadIdx.x & 31;
+  const int warp = threadIdx.x >> 5;
   u32 x = mine;
 #pragma unroll
   for (int o = 1; o < 32; o <<= 1) {
@@ -148,20 +200,29 @@ __device__ __forceinline__ void emit_kept(u32* warps, const uint2* slots, int co
   }
   if (lane == 31) warps[warp] = x;
   __syncthreads();
+  if (mine == 0) return;
   u32 place = x - mine;
 #pragma unroll
   for (int w = 0; w < kThreads / 32; ++w) place += w < warp ? warps[w] : 0U;
-  if (mine != 0) {
-    const u32 above = t.kept - t.equal;
-    for (int i = tid; i < count; i += nt) {
-      const uint2 e = slots[i];
-      if (e.x > t.key) {
-        emit(static_cast<int>(e.y), place & 0xFFFFU);
-        place += 1U;
-      } else if (e.x == t.key && t.equal != 0) {
-        if ((place >> 16) < t.equal) emit(static_cast<int>(e.y), above + (place >> 16));
-        place += 0x10000U;
-      }
+  const u32 above = t.kept - t.equal;
+  // Of the keys held only those kept, then all others.
+  int j = kHeldKeys - 1;
+  while (true) {
+    if (held != 0) {
+      j = __ffs(static_cast<int>(held)) - 1;
+      held &= held - 1U;
+    } else {
+      j = max(j + 1, kHeldKeys);
+    }
+    const int i = Lists::entry(j / 2, j & 1);
+    if (i >= lists.count) break;
+    const uint2 e = lists.slots[i];
+    if (e.x > t.key) {
+      emit(static_cast<int>(e.y), place & 0xFFFFU);
+      place += 1U;
+    } else if (e.x == t.key && t.equal != 0) {
+      if ((place >> 16) < t.equal) emit(static_cast<int>(e.y), above + (place >> 16));
+      place += 0x10000U;
     }
   }
 }

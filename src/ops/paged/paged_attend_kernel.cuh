@@ -79,7 +79,6 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* lis
     const int2 at = list[real[i] ? t : first];
     rows[i] = v_base + at.x * p.a.v.block_stride + at.y * p.a.v.token_stride + g * 16;
   }
-  // All of V is on its way before K is waited for, the first 64 dims of it to registers.
   const auto load_v = [&](int j, uint4(&v)[4]) {
     const bool inside = kDim % 64 == 0 || j * 64 + g * 8 < kDim;
 #pragma unroll
@@ -90,13 +89,6 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* lis
   };
   uint4 v[4];
   load_v(0, v);
-#pragma unroll
-  for (int j = 1; j < Partial<kDim>::kTiles; ++j) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (kDim % 64 == 0 || j * 64 + g * 8 < kDim) prefetch_l2(rows[i] + j * 128);
-    }
-  }
   float s[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -420,27 +412,39 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   u32 kept = static_cast<u32>(forced);
   const bool reports = p.a.kept != nullptr && r.reports;
   int32_t* report = p.a.kept + (reports ? r.set * shape.budget : 0);
-  // Place i of the kept tokens goes to CTA i mod size. The copy of the table is there where something is selected.
+  const char* k_base = static_cast<const char*>(p.a.k.data) + r.kv_head * p.a.k.head_stride;
+  const char* v_base = static_cast<const char*>(p.a.v.data) + r.kv_head * p.a.v.head_stride;
+  // Place i of the kept tokens goes to CTA i mod size, whose rows of K and V then start on their way. The copy of the table is
+  // there where something is selected.
   const bool has_table = need != 0 && entries != 0;
   const auto put = [&](int token, u32 i) {
     const u32 turn = i >> exchange.log_size;
     if ((i & static_cast<u32>(size - 1)) == static_cast<u32>(rank)) {
       const Place place = place_of(p, token);
-      list[turn] = make_int2(has_table ? own_table[place.page] : load_stream<int>(table + place.page), place.offset);
+      const int block = has_table ? own_table[place.page] : load_stream<int>(table + place.page);
+      list[turn] = make_int2(block, place.offset);
+      const char* k = k_base + block * p.a.k.block_stride + place.offset * p.a.k.token_stride;
+      const char* v = v_base + block * p.a.v.block_stride + place.offset * p.a.v.token_stride;
+#pragma unroll
+      for (int line = 0; line < (2 * kDim + 127) / 128; ++line) {
+        prefetch_l2(k + line * 128);
+        prefetch_l2(v + line * 128);
+      }
     }
     if (reports && rank == 0) report[i] = token;
   };
   bool exact = true;
   if (need != 0) {
-    const uint2* from = p.slots + r.set * count;
-    for (int i = tid; i < count / 2; i += kThreads) copy_async16(shared_address(slots + 2 * i), from + 2 * i);
+    Lists all{slots, count, {}};
+    all.copy(p.slots + r.set * count, slots);
     const uint4 bounds = join_bounds(p.bounds + r.set * lists, lists);
+    __syncthreads();  // for select.clear()
     copy_async_wait();
-    __syncthreads();
-    const Threshold t = find_threshold(select, slots, count, need, bounds);
+    all.hold();
+    const Threshold t = find_threshold(select, all, need, bounds);
     exact = t.exact;
     if (exact) {
-      emit_kept(select.warps, slots, count, t, [&](int token, u32 i) { put(token, static_cast<u32>(forced) + i); });
+      emit_kept(select.warps, all, t, [&](int token, u32 i) { put(token, static_cast<u32>(forced) + i); });
       kept += t.kept;
     }
   }
@@ -460,25 +464,13 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
     for (int i = static_cast<int>(kept) + rank * kThreads + tid; i < shape.budget; i += kThreads * size) report[i] = -1;
   }
 
-  const char* k_base = static_cast<const char*>(p.a.k.data) + r.kv_head * p.a.k.head_stride;
-  const char* v_base = static_cast<const char*>(p.a.v.data) + r.kv_head * p.a.v.head_stride;
   Partial<kDim> o;
 #pragma unroll
   for (int i = 0; i < Partial<kDim>::kTiles * 4; ++i) {
     o.out[i][0] = o.out[i][1] = o.out[i][2] = o.out[i][3] = 0.0F;
   }
   constexpr int kStep = kThreads / 32 * 16;
-  constexpr int kLines = (kDim * 2 + 127) / 128;  // of a row of K or V
   for (int first = tid / 32 * 16; first < n; first += kStep) {
-    // The next tile's rows come to L2 meanwhile.
-    for (int i = lane; i < 16 * kLines; i += 32) {
-      const int row = first + kStep + i / kLines;
-      if (row < n) {
-        const int2 at = list[row];
-        prefetch_l2(k_base + at.x * p.a.k.block_stride + at.y * p.a.k.token_stride + i % kLines * 128);
-        prefetch_l2(v_base + at.x * p.a.v.block_stride + at.y * p.a.v.token_stride + i % kLines * 128);
-      }
-    }
     attend_tile<kDim, kF16>(p, list, first, n, q, k_base, v_base, o);
   }
   combine<kDim, kF16>(p, r, n, o, exchange);

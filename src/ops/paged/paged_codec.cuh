@@ -1,10 +1,9 @@
-// The index types on the tensor cores. A lane holds a piece, 16 bytes of an index row, just as it came from memory:
-// words of it are an operand of the products, whose order of dims is free, so that nothing needs shuffling.
+// The index types on the tensor cores. A lane holds a piece, 16 bytes of an index row, just as it came from memory: pairs of
+// its words are an operand of the products, whose order of dims is free, so that nothing needs shuffling or moving.
 //
 // Fragments (lane = 4 * g + c): a row of 16, 32 or 64 bytes is 1, 2 or 4 pieces, so the four lanes of a quad hold kRows = 4,
-// 2 or 1 rows. A column of the other operand is one query head with zeros for the lanes of all but one of the quad's rows;
-// a product of two loads gives a lane two columns of its quad for each of them.
-// The query is in two parts, high and low, which are multiplied one after the other into the same sums.
+// 2 or 1 rows; the 8 quads are the columns of a product. Its rows are queries: row m < 8 is one head for one of the quad's
+// rows (zeros for the lanes of the others), row m + 8 the low part of the same query, which is in two parts.
 #pragma once
 
 #include "src/ops/paged/paged_device.cuh"
@@ -44,7 +43,7 @@ __device__ __forceinline__ u32 word(const uint4& v, int i) { return i == 0 ? v.x
 //   kSlabs                   products of a piece; operand() gives the two words of each
 //   limit()                  the largest |x| of a query after scaling
 //   store_query()            writes dim `d` of a head's parts at `high` and `low` (whole pieces, kPieceDims * kPartBytes each)
-//   between()                what happens to the sums between the high and the low part
+//   join()                   a score from the sums of both parts
 //   encode()                 the code of kPieceDims values
 template <PagedIndexType kType>
 struct Codec;
@@ -54,12 +53,9 @@ struct IntegerCodec {
   using Score = int;
   static constexpr int kPartBytes = 1;
   static __device__ __forceinline__ float limit() { return 32512.0F; }
-  static __device__ __forceinline__ void between(int (&d)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) d[i] <<= 8;
-  }
-  static __device__ __forceinline__ void multiply(int (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    mma_s8_k32(d, a0, a1, a2, a3, b0, b1);
+  static __device__ __forceinline__ int join(int high, int low) { return high * 256 + low; }
+  static __device__ __forceinline__ void multiply(int (&d)[4], const u32 (&q)[4], uint2 words) {
+    mma_s8_k32(d, q[0], q[1], q[2], q[3], words.x, words.y);
   }
   static __device__ __forceinline__ void split(float x, char* high, char* low) {
     const int q16 = __float2int_rn(x);
@@ -116,7 +112,7 @@ struct Codec<PagedIndexType::kI4> : IntegerCodec {
 struct FloatCodec {
   using Score = float;
   static constexpr int kPartBytes = 2;
-  static __device__ __forceinline__ void between(float (&)[4]) {}
+  static __device__ __forceinline__ float join(float high, float low) { return high + low; }
 };
 
 // e4m3 widens exactly to f16.
@@ -135,8 +131,8 @@ struct Codec<PagedIndexType::kF8E4M3> : FloatCodec {
     const u32 w = word(piece, slab);
     return make_uint2(widen(w & 0xFFFFU), widen(w >> 16));
   }
-  static __device__ __forceinline__ void multiply(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    mma_f16(d, a0, a1, a2, a3, b0, b1);
+  static __device__ __forceinline__ void multiply(float (&d)[4], const u32 (&q)[4], uint2 words) {
+    mma_f16(d, q[0], q[1], q[2], q[3], words.x, words.y);
   }
   static __device__ __forceinline__ void store_query(float x, int d, char* high, char* low) {
     const __half h = __float2half_rn(x);
@@ -159,8 +155,8 @@ struct Codec<PagedIndexType::kBF16> : FloatCodec {
   static __device__ __forceinline__ uint2 operand(const uint4& piece, int slab) {
     return make_uint2(word(piece, 2 * slab), word(piece, 2 * slab + 1));
   }
-  static __device__ __forceinline__ void multiply(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    mma_bf16(d, a0, a1, a2, a3, b0, b1);
+  static __device__ __forceinline__ void multiply(float (&d)[4], const u32 (&q)[4], uint2 words) {
+    mma_bf16(d, q[0], q[1], q[2], q[3], words.x, words.y);
   }
   static __device__ __forceinline__ void store_query(float x, int d, char* high, char* low) {
     const __nv_bfloat16 h = __float2bfloat16_rn(x);

@@ -127,12 +127,14 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, Pieces pieces, c
   params.slots = pieces.take<uint2>(sets * plan.entries());
   params.bounds = pieces.take<uint4>(sets * plan.lists());
   set_page_division(s.page_size, params);
+  params.cta_factor = 0xFFFFFFFFU / static_cast<uint32_t>(plan.score_ctas);
   const paged::ScoreKernel score = score_kernel_of(s);
   if (score == nullptr) {
     throw Error(ErrorCode::kInvalidArgument, "paged decode: the plan is for another shape; make one with paged_plan");
   }
   launch(score,
-         {.grid = dim3(static_cast<unsigned>(plan.lists()), static_cast<unsigned>(plan.score_rows)),
+         {.grid = dim3(static_cast<unsigned>(plan.lists()), static_cast<unsigned>(plan.score_rows / tokens),
+                       static_cast<unsigned>(tokens)),
           .threads = paged::kThreads,
           .shared_bytes = plan.score_smem},
          params, stream);

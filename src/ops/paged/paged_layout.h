@@ -26,14 +26,22 @@ inline constexpr int kThreads = 256;
 
 // Launch 1: tokens that a warp scores in a round (2 KB of index rows of 16, 32 or 64 bytes), keys a lane gets for them, and
 // how many of these it stores at once.
-FASA_PAGED_BOTH constexpr int score_round_tokens(int row_bytes) { return 2048 / row_bytes; }
+#ifndef KLOADS
+#define KLOADS 4
+#endif
+#ifndef OCC
+#define OCC 3
+#endif
+inline constexpr int kRoundLoads = KLOADS;
+inline constexpr int kScoreCtas = OCC;
+FASA_PAGED_BOTH constexpr int score_round_tokens(int row_bytes) { return 512 * kRoundLoads / row_bytes; }
 FASA_PAGED_BOTH constexpr int score_round_keys(int row_bytes, int sets) {
   return sets * score_round_tokens(row_bytes) / 32;
 }
 FASA_PAGED_BOTH constexpr int key_vector(int round_keys) { return round_keys < 4 ? round_keys : 4; }
-// Bytes of the queries of `heads` heads in two parts, and the largest of each 16 of their dims.
+// Bytes of the queries of `heads` heads in two parts, the largest of each 16 of their dims, and an address and a block a thread.
 FASA_PAGED_BOTH constexpr int score_query_bytes(int heads, int dims, int part_bytes) {
-  return heads * dims / 16 * 4 + 2 * heads * dims * part_bytes;
+  return heads * dims / 16 * 4 + 2 * heads * dims * part_bytes + kThreads * 12;
 }
 
 // Entries of the block table that launch 2 copies while launch 1 runs: all, or none where they are many.

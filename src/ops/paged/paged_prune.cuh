@@ -16,11 +16,12 @@ namespace fasa::ops::paged {
 
 inline constexpr u32 kFullWarp = 0xFFFFFFFFU;
 
-// The k-th unit of tokens of CTA `rank` of `ctas` (a power of two): neighbouring units lie in different CTAs, and
-// so do units at any regular distance.
+// The k-th unit of tokens of CTA `rank` of `ctas` (below 2^16): neighbouring units lie in different CTAs, and so do units at
+// any regular distance.
 __device__ __forceinline__ int spread_unit(int k, int rank, int ctas) {
-  const int hash = static_cast<int>(static_cast<u32>(k) * 0x9E3779B1U >> 16);
-  return k * ctas + (rank ^ (hash & (ctas - 1)));
+  const u32 hash = static_cast<u32>(k) * 0x9E3779B1U >> 16;
+  const int place = rank + static_cast<int>(hash * static_cast<u32>(ctas) >> 16);
+  return k * ctas + (place < ctas ? place : place - ctas);
 }
 
 // Where bin b is counted: find_bin's lanes then read 16-byte words of all banks.
@@ -32,20 +33,16 @@ struct BinFound {
   u32 through;  // with the bin
 };
 
-// From the top bin down, where `above` plus the counts reaches `target`. Called by whole warps; lane l looks at 16 bins.
+// From the top bin down, where `above` plus the counts reaches `target`. Called by whole warps: lane l sums 16 bins, then 16
+// lanes take one each of the 16 in which it is.
 __device__ __forceinline__ BinFound find_bin(const u32* counts, u32 above, u32 target) {
   constexpr int kEach = kPruneBins / 32;
+  static_assert(kEach == 16);
   const int lane = threadIdx.x & 31;
-  const int lowest = (31 - lane) * kEach;
-  u32 c[kEach];
   u32 sum = 0;
 #pragma unroll
   for (int i = 0; i < kEach; i += 4) {
-    const uint4 v = *reinterpret_cast<const uint4*>(counts + bin_place(static_cast<u32>(lowest + i)));
-    c[i] = v.x;
-    c[i + 1] = v.y;
-    c[i + 2] = v.z;
-    c[i + 3] = v.w;
+    const uint4 v = *reinterpret_cast<const uint4*>(counts + bin_place(static_cast<u32>((31 - lane) * kEach + i)));
     sum += v.x + v.y + v.z + v.w;
   }
   u32 x = sum;
@@ -56,17 +53,18 @@ __device__ __forceinline__ BinFound find_bin(const u32* counts, u32 above, u32 t
   }
   const u32 hit = __ballot_sync(kFullWarp, above + x >= target);
   if (hit == 0) return {-1, 0, 0};
-  BinFound f = {-1, 0, 0};
-  u32 through = above + x - sum;
+  const int first = __ffs(static_cast<int>(hit)) - 1;
+  const int top = (31 - first) * kEach + kEach - 1;
+  const u32 one = counts[bin_place(static_cast<u32>(top - (lane & (kEach - 1))))];
+  u32 through = one;
 #pragma unroll
-  for (int i = kEach - 1; i >= 0; --i) {
-    const u32 before = through;
-    through += c[i];
-    if (f.bin < 0 && through >= target) f = {lowest + i, before, through};
+  for (int o = 1; o < kEach; o <<= 1) {
+    const u32 y = __shfl_up_sync(kFullWarp, through, o);
+    if (lane >= o) through += y;
   }
-  const int first = __ffs(hit) - 1;
-  return {__shfl_sync(kFullWarp, f.bin, first), __shfl_sync(kFullWarp, f.before, first),
-          __shfl_sync(kFullWarp, f.through, first)};
+  through += __shfl_sync(kFullWarp, above + x - sum, first);
+  const int in = __ffs(static_cast<int>(__ballot_sync(kFullWarp, lane < kEach && through >= target))) - 1;
+  return {top - in, __shfl_sync(kFullWarp, through - one, in), __shfl_sync(kFullWarp, through, in)};
 }
 
 // Bits to drop from a difference so that it counts below 2^bits.
@@ -75,7 +73,17 @@ __device__ __forceinline__ int bin_shift(u32 range, int bits) {
   return used > bits ? used - bits : 0;
 }
 
-// kSets selections at once: thread t works for set (t & (kSets - 1)).
+// kSets (1 or 4) selections at once: of 16 neighbouring threads each 4 work for a set.
+template <int kSets>
+__device__ __forceinline__ int set_of_thread() {
+  return static_cast<int>(threadIdx.x) >> 2 & (kSets - 1);
+}
+// Which of its set's threads this one is.
+template <int kSets>
+__device__ __forceinline__ int member_of_set() {
+  const int tid = threadIdx.x;
+  return kSets == 1 ? tid : (tid >> 4) * 4 + (tid & 3);
+}
 template <int kSets>
 struct PruneShared {
   u32 hist[kSets * kPruneBins];
@@ -99,8 +107,8 @@ struct PruneShared {
     } else {
       const int warp = threadIdx.x >> 5;
       if (warp < kSets) {
-        const BinFound f = find_bin(hist + warp * kPruneBins, __shfl_sync(kFullWarp, above, warp),
-                                    __shfl_sync(kFullWarp, target, warp));
+        const BinFound f = find_bin(hist + warp * kPruneBins, __shfl_sync(kFullWarp, above, 4 * warp),
+                                    __shfl_sync(kFullWarp, target, 4 * warp));
         if ((threadIdx.x & 31) == 0) found[warp] = f;
       }
       __syncthreads();
@@ -118,7 +126,9 @@ __device__ __forceinline__ u32 sets_max(u32 v) {
     return __reduce_max_sync(kFullWarp, v);
   } else {
 #pragma unroll
-    for (int o = kSets; o < 32; o <<= 1) v = max(v, __shfl_xor_sync(kFullWarp, v, o));
+    for (int o = 1; o < 32; o <<= 1) {
+      if ((o & 12) == 0) v = max(v, __shfl_xor_sync(kFullWarp, v, o));
+    }
     return v;
   }
 }
@@ -129,13 +139,16 @@ template <int kSets>
 __device__ __forceinline__ void place_items(PruneShared<kSets>& s, int set, u32 mine, u32& place, u32& total) {
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
+  const int member = member_of_set<kSets>() & (32 / kSets - 1);
   u32 x = mine;
 #pragma unroll
-  for (int o = kSets; o < 32; o <<= 1) {
-    const u32 y = __shfl_up_sync(kFullWarp, x, o);
-    if (lane >= o) x += y;
+  for (int o = 1; o < 32 / kSets; o <<= 1) {
+    // The thread `o` members before.
+    const int from = kSets == 1 ? lane - o : (lane & 12) | ((member - o) & 4) << 2 | ((member - o) & 3);
+    const u32 y = __shfl_sync(kFullWarp, x, from);
+    if (member >= o) x += y;
   }
-  if (lane >= 32 - kSets) s.warps[set * 8 + warp] = x;
+  if (member == 32 / kSets - 1) s.warps[set * 8 + warp] = x;
   __syncthreads();
   place = x - mine;
   total = 0;
@@ -187,21 +200,29 @@ struct KeyStore {
   }
 };
 
-// token(i): the position of this thread's key i. out: the set's slots, or null. bounds: of the set (thread t < kSets: set t).
+template <int kVector>
+__device__ __forceinline__ u32 largest_of(const u32 (&k)[kVector]) {
+  u32 largest = k[0];
+#pragma unroll
+  for (int i = 1; i < kVector; ++i) largest = max(largest, k[i]);
+  return largest;
+}
+
+// token(i): the position of this thread's key i. out: the slots of its set (set_of_thread), or null. bounds: of that set.
 template <int kSets, bool kFloatKeys, int kVector, class TokenOf>
 __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVector>& store, u32 quota, u32 slots, uint2* out,
                                       uint4* bounds, const TokenOf& token) {
   constexpr int nt = kThreads;
   const int tid = threadIdx.x;
-  const int lane = tid & 31;
-  const int set = tid & (kSets - 1);
+  const int set = set_of_thread<kSets>();
+  const int member = member_of_set<kSets>();
   const int n = store.n;
   {
     const u32 h = sets_max<kSets>(store.best);
     const u32 l = ~sets_max<kSets>(store.best != 0 ? ~store.best : 0U);
-    if (lane < kSets) {
-      atomicMax(&s.highest[lane], h);
-      atomicMin(&s.lowest[lane], l);
+    if ((member & (32 / kSets - 1)) == 0) {
+      atomicMax(&s.highest[set], h);
+      atomicMin(&s.lowest[set], l);
     }
   }
   __syncthreads();
@@ -220,20 +241,25 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVec
   if (group >= n) {
     if (store.best != 0) count(store.best);
   } else {
-    u32 sample = 0;
-    for (int i = 0; i < n; i += kVector) {
+    const int step = max(group, kVector);
+    for (int i = 0; i < n; i += step) {
       u32 k[kVector];
       store.get(i, k);
+      if (group < kVector) {
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) {
-        sample = max(sample, k[j]);
-        if (((i + j + 1) & (group - 1)) == 0) {
-          if (sample != 0) count(sample);
-          sample = 0;
+        for (int j = 0; j < kVector; ++j) {
+          if (k[j] != 0) count(k[j]);
         }
+        continue;
       }
+      u32 sample = largest_of(k);
+#pragma unroll 2
+      for (int j = i + kVector; j < min(n, i + group); j += kVector) {
+        store.get(j, k);
+        sample = max(sample, largest_of(k));
+      }
+      if (sample != 0) count(sample);
     }
-    if (sample != 0) count(sample);
   }
   __syncthreads();
   const BinFound first = s.find(set, 0, quota);
@@ -253,12 +279,16 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVec
   while ((n - 1) >> piece > 31) ++piece;
   u32 hits = 0;
   u32 mine = 0;
-  for_keys(0, n, [&](int i, u32 k) {
-    if (k >= threshold) {
-      ++mine;
-      hits |= 1U << (i >> piece);
-    }
-  });
+#pragma unroll 4
+  for (int i = 0; i < n; i += kVector) {
+    u32 k[kVector];
+    store.get(i, k);
+    u32 here = 0;
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) here += k[j] >= threshold ? 1U : 0U;
+    mine += here;
+    hits |= (here != 0 ? 1U : 0U) << (i >> piece);
+  }
   u32 place;
   u32 total;
   place_items<kSets>(s, set, mine, place, total);
@@ -319,8 +349,8 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVec
       ++next;
     });
   }
-  for (u32 i = total + tid / kSets; i < slots; i += nt / kSets) out[i] = make_uint2(0, 0);
-  if (tid < kSets) {
+  for (u32 i = total + member; i < slots; i += nt / kSets) out[i] = make_uint2(0, 0);
+  if (member == 0) {
     const u32 lowest = threshold > 1U ? threshold : max(s.lowest[set], 1U);
     *bounds = make_uint4(total > slots ? threshold : threshold - 1U, highest, lowest, min(total, slots));
   }

@@ -34,14 +34,12 @@ struct ScoreRow {
 };
 
 template <int kSets>
-__device__ __forceinline__ ScoreRow score_row(const PagedShape& s, int row) {
+// x: row of the token; token: (sequence, query token) as one number.
+__device__ __forceinline__ ScoreRow score_row(const PagedShape& s, int x, int token) {
   ScoreRow r;
   const int group = s.group();
   const int quads = (group + 3) / 4;
-  const int rows = s.fcs_per_query_head != 0 ? s.num_q_heads : s.num_kv_heads * (kSets == 1 ? 1 : quads);
-  const int token = row / rows;
-  const int x = row - token * rows;
-  r.seq = token / s.num_query_tokens;
+  r.seq = s.num_query_tokens == 1 ? token : token / s.num_query_tokens;
   r.query = token - r.seq * s.num_query_tokens;
   const bool first = r.query == 0;
   if (s.fcs_per_query_head != 0) {
@@ -103,18 +101,19 @@ __device__ __forceinline__ uint4 new_code(const StepParams& p, const ScoreRow& r
   return Codec::encode(y);
 }
 
-// The list of the new tokens: lane 4 * g + c has the key of token g (of set c, or c == 0). One warp.
+// The list of the new tokens, by one warp: `key` is that of new token member_of_set(), of this thread's set; 0 past the 8th.
 template <int kSets>
-__device__ __forceinline__ void publish_new(u32 key, int position, int slots, uint2* out, uint4* bounds) {
-  const int lane = threadIdx.x & 31;
+__device__ __forceinline__ void publish_new(u32 key, int first_new, int slots, uint2* out, uint4* bounds) {
+  const int member = member_of_set<kSets>();
   const u32 highest = sets_max<kSets>(key);
   const u32 lowest = ~sets_max<kSets>(key != 0 ? ~key : 0U);
   const u32 all = __ballot_sync(kFullWarp, key != 0);
-  const u32 of_set = kSets == 1 ? all : all & (0x11111111U << (lane & 3));
+  const u32 of_set = kSets == 1 ? all : all & (0x000F000FU << 4 * set_of_thread<kSets>());
   if (out == nullptr) return;
-  if (kSets != 1 || (lane & 3) == 0) out[lane >> 2] = make_uint2(key, static_cast<u32>(position));
-  for (int i = 8 + lane / kSets; i < slots; i += 32 / kSets) out[i] = make_uint2(0, 0);
-  if (lane < kSets) *bounds = make_uint4(0, highest, lowest, __popc(of_set));
+  for (int i = member; i < slots; i += 32 / kSets) {
+    out[i] = i == member ? make_uint2(key, static_cast<u32>(first_new + member)) : make_uint2(0, 0);
+  }
+  if (member == 0) *bounds = make_uint4(0, highest, lowest, __popc(of_set));
 }
 
 // How a round of a warp lies in its lanes (lane = 4 * g + c); kRowBytes: 16, 32 or 64.
@@ -122,7 +121,7 @@ template <int kRowBytes, int kSets>
 struct Round {
   static constexpr int kPieces = kRowBytes / 16;
   static constexpr int kRows = 4 / kPieces;                      // rows in a quad of lanes
-  static constexpr int kLoads = 4;                               // pieces a lane
+  static constexpr int kLoads = kRoundLoads;                     // pieces a lane
   static constexpr int kLoadTokens = 32 / kPieces;               // tokens of one load of the warp
   static constexpr int kTokens = kLoads * kLoadTokens;
   static constexpr int kUnits = kTokens / 16;
@@ -130,35 +129,54 @@ struct Round {
   static constexpr int kKeys = kSets * kTokens / 32;             // of a lane
   static_assert(kTokens == score_round_tokens(kRowBytes) && kKeys == score_round_keys(kRowBytes, kSets));
 
-  // Row of the quad and head (from `frag` of them on) that column n of the query is for.
-  static __device__ __forceinline__ int column_row(int n, int frag) {
-    if constexpr (kSets == 1) return n / (8 / kRows);
-    return kRows == 1 ? 0 : kRows == 2 ? (n & 1) : 2 * frag + (n & 1);
-  }
-  static __device__ __forceinline__ int column_head(int n, int frag) {
-    if constexpr (kSets == 1) return frag * (8 / kRows) + n % (8 / kRows);
-    return n >> 1;
-  }
   // Products for `heads` heads at most.
   static constexpr int frags(int heads) {
     return kSets != 1 ? (kRows == 4 ? 2 : 1) : heads * kRows <= 8 ? 1 : heads * kRows / 8;
   }
-  // The token of the round that key i of this lane is of.
+  // Row of the quad and head that row g of product `frag` is for.
+  static __device__ __forceinline__ int query_row(int g, int frag) {
+    if constexpr (kSets == 1) return g / (8 / kRows);
+    return kRows == 1 ? 0 : 2 * frag + (g >> 2);
+  }
+  static __device__ __forceinline__ int query_head(int g, int frag) {
+    if constexpr (kSets == 1) return frag * (8 / kRows) + g % (8 / kRows);
+    return g & 3;
+  }
+  // The token of the round that key i of this lane is of: the quads are 2 * c and 2 * c + 1 of each load.
   static __device__ __forceinline__ int token_of(int i) {
     const int lane = threadIdx.x & 31;
     const int g = lane >> 2;
+    const int c = lane & 3;
     if constexpr (kSets == 1) {
-      if constexpr (kRows == 4) return i * 32 + lane;
-      if constexpr (kRows == 2) return (2 * i + (lane & 1)) * 16 + (lane >> 1);
-      return (lane & 3) * 8 + g;
+      // Each halving gave a lane one half of the values.
+      int value = i;
+      if (kRows <= 4) value += (g & 1) * kLoads;
+      if (kRows <= 2) value += (g >> 1 & 1) * (kLoads / 2);
+      if (kRows <= 1) value += (g >> 2 & 1) * (kLoads / 4);
+      return (value >> 1) * kLoadTokens + (2 * c + (value & 1)) * kRows + g / (8 / kRows);
+    } else if constexpr (kRows == 1) {
+      return ((g >> 2) * (kLoads / 2) + (i >> 1)) * kLoadTokens + 2 * c + (i & 1);
     } else {
-      return i / kRows * kLoadTokens + g * kRows + i % kRows;
+      const int value = i % (2 * kLoads);
+      return (value >> 1) * kLoadTokens + (2 * c + (value & 1)) * kRows + i / (2 * kLoads) * 2 + (g >> 2);
     }
   }
 };
 
+// v[i] = the larger of this lane's value and that of the lane that differs in `bit`, for the first kHalf values in one of them
+// and for the next kHalf in the other, the `upper` one.
+template <int kHalf, class T, int kSize>
+__device__ __forceinline__ void halve(T (&v)[kSize], bool upper, int bit) {
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) {
+    const T low = v[i];
+    const T high = v[i + kHalf];
+    v[i] = max(upper ? high : low, __shfl_xor_sync(kFullWarp, upper ? low : high, bit));
+  }
+}
+
 template <class Codec, int kDims, int kHeads, int kSets>
-__global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? 3 : 2)
+__global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? kScoreCtas : 2)
     score_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
   using Score = typename Codec::Score;
@@ -175,8 +193,11 @@ __global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? 3 : 2)
   auto& s = *reinterpret_cast<PruneShared<kSets>*>(shared);
   float* largests = reinterpret_cast<float*>(shared) + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4) / 4;
   char* queries = reinterpret_cast<char*>(largests + kQueries / 16);
-  u32* keys = reinterpret_cast<u32*>(queries + 2 * kPart);
-  static_assert(kQueries / 16 * 4 + 2 * kPart == score_query_bytes(kHeads, kDims, Codec::kPartBytes));
+  // Addresses of the 32 units that each warp looked up last, and the blocks of the next ones.
+  auto* unit_rows = reinterpret_cast<unsigned long long*>(queries + 2 * kPart) + threadIdx.x / 32 * 32;
+  auto* unit_blocks = reinterpret_cast<int*>(queries + 2 * kPart + kThreads * 8) + threadIdx.x / 32 * 32;
+  u32* keys = reinterpret_cast<u32*>(queries + 2 * kPart + kThreads * 12);
+  static_assert(kQueries / 16 * 4 + 2 * kPart + kThreads * 12 == score_query_bytes(kHeads, kDims, Codec::kPartBytes));
   const PagedShape& shape = p.a.shape;
   constexpr int nt = kThreads;
   const int tid = threadIdx.x;
@@ -187,7 +208,7 @@ __global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? 3 : 2)
   const int ctas = gridDim.x - 1;
   const int rank = blockIdx.x;
   const bool for_new = rank == ctas;  // the CTA of the new tokens
-  const ScoreRow r = score_row<kSets>(shape, blockIdx.y);
+  const ScoreRow r = score_row<kSets>(shape, blockIdx.y, blockIdx.z);
   s.clear();
   // dims and index_scale are constants of the model: no kernel of the stream writes them (paged.h).
   const int64_t plane0 = static_cast<int64_t>(r.plane) * kDims;
@@ -202,24 +223,17 @@ __global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? 3 : 2)
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   // Unit of tokens number `slot` of this warp's round.
   const auto turn_of = [&](int round, int slot) { return (round * (nt / 32) + warp) * R::kUnits + slot; };
-  // A lane looks up one unit of a batch of rounds. Needs no length: units past it are replaced below.
-  struct LookUp {
-    int turn;
-    int unit;
-    int offset;
-    int block;
-  };
+  // A lane looks up one unit of a batch of rounds, for which no length is needed.
   const int last_unit = static_cast<int>((shape.max_length - 1) >> 4);
-  const auto look_up = [&](int batch) {
-    LookUp l;
-    l.turn = turn_of(batch * R::kBatch + lane / R::kUnits, lane % R::kUnits);
-    l.unit = spread_unit(l.turn, rank, ctas);
-    const Place place = place_of(p, min(l.unit, last_unit) * 16);
-    l.offset = place.offset;
-    l.block = table[place.page];
-    return l;
+  const auto lane_turn = [&](int batch) { return turn_of(batch * R::kBatch + lane / R::kUnits, lane % R::kUnits); };
+  const auto lane_place = [&](int batch) {
+    return place_of(p, min(spread_unit(lane_turn(batch), rank, ctas), last_unit) * 16);
   };
-  LookUp next_lookup = look_up(0);
+  // Blocks of the units go to shared memory by cp.async, as no register should wait for them.
+  const auto ask_blocks = [&](int batch) {
+    copy_async4(shared_address(unit_blocks + lane), table + lane_place(batch).page);
+  };
+  ask_blocks(0);
   const bool is_f16 = shape.kv_type == PagedKvType::kF16;
   constexpr int kMine = (kQueries + nt - 1) / nt;  // queries of a thread
   unsigned short my_query[kMine];
@@ -238,9 +252,9 @@ __global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? 3 : 2)
   const int hi_old = min(hi, first_new);
   const int units = hi_old > lo && !for_new ? (hi_old + 15) >> 4 : 0;
   // This CTA has the turns below `turns`, this warp so many rounds of them.
-  const int log_ctas = 31 - __clz(ctas);
-  int turns = units >> log_ctas;
-  if (spread_unit(turns, rank, ctas) < units) ++turns;
+  int turns = static_cast<int>(__umulhi(static_cast<u32>(units), p.cta_factor));  // units / ctas, or one less
+#pragma unroll
+  for (int i = 0; i < 2; ++i) turns += spread_unit(turns, rank, ctas) < units ? 1 : 0;
   const int rounds = max(0, turns - turn_of(0, 0) + nt / 32 * R::kUnits - 1) / (nt / 32 * R::kUnits);
 
   const bool whole_units = (shape.page_size & 15) == 0;
@@ -249,27 +263,33 @@ __global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? 3 : 2)
   const int piece_offset = c % kPieces * 16;
   int64_t lane_offset = static_cast<int64_t>(lane / kPieces & 15) * p.a.index.token_stride + piece_offset;
   asm("" : "+l"(lane_offset));  // computed once, not in every round
-  const char* unit_rows = index;  // of the unit that this lane looked up
-  u32 edges = 0;                  // units of the batch that are not all scored
   const auto next_batch = [&](int batch) {
-    const LookUp l = next_lookup;
-    const bool inside = l.turn < turns;
-    edges = __ballot_sync(kFullWarp, !inside || l.unit * 16 < lo || l.unit * 16 + 16 > hi_old);
     // Units past the end are read as the batch's first one; rows past the end are memory of the cache.
-    const int block = __shfl_sync(kFullWarp, l.block, inside ? lane : 0);
-    unit_rows = index + block * p.a.index.block_stride + (inside ? l.offset : 0) * p.a.index.token_stride;
-    next_lookup = look_up(batch + 1);
+    const bool inside = lane_turn(batch) < turns;
+    const int offset = inside ? lane_place(batch).offset : 0;
+    copy_async_wait();
+    __syncwarp();
+    const int block = unit_blocks[inside ? lane : 0];
+    const char* rows = index + block * p.a.index.block_stride + offset * p.a.index.token_stride;
+    unit_rows[lane] = static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(rows));
+    __syncwarp();
+    ask_blocks(batch + 1);
   };
-  // Asks for the rows of a round; returns whether some of its tokens are not scored.
-  const auto load_round = [&](int round, uint4(&v)[R::kLoads]) -> bool {
+  const auto load_round = [&](int round, uint4(&v)[R::kLoads]) {
     const char* from[R::kLoads];
     if (whole_units) {
-      const auto base = static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(unit_rows));
+      const unsigned long long* base = unit_rows + (round * R::kUnits & 31);
 #pragma unroll
       for (int j = 0; j < R::kLoads; ++j) {
-        const int slot = (j * R::kLoadTokens + lane / kPieces) >> 4;  // width 32: the place in the batch
-        from[j] = reinterpret_cast<const char*>(
-            static_cast<uintptr_t>(__shfl_sync(kFullWarp, base, round * R::kUnits + slot)));
+        unsigned long long at;
+        if constexpr (kPieces == 1) {
+          at = base[2 * j + (lane >> 4)];
+        } else {
+          const int slot = j * R::kLoadTokens / 16;
+          const ulonglong2 two = *reinterpret_cast<const ulonglong2*>(base + (slot & ~1));
+          at = (slot & 1) == 0 ? two.x : two.y;
+        }
+        from[j] = reinterpret_cast<const char*>(static_cast<uintptr_t>(at));
       }
 #pragma unroll
       for (int j = 0; j < R::kLoads; ++j) {
@@ -286,19 +306,16 @@ __global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? 3 : 2)
       }
     }
 #pragma unroll
-    for (int j = 0; j < R::kLoads; ++j) v[j] = load_stream<uint4>(from[j]);
-    return (edges >> ((round & (R::kBatch - 1)) * R::kUnits) & ((1U << R::kUnits) - 1U)) != 0;
+    for (int j = 0; j < R::kLoads; ++j) v[j] = load_row(from[j]);
   };
   // Two rounds on their way: those of even and of odd number. Batches begin with even ones.
   uint4 even[R::kLoads];
   uint4 odd[R::kLoads];
-  bool even_edge = false;
-  bool odd_edge = false;
   if (rounds > 0) {
     next_batch(0);
-    even_edge = load_round(0, even);
+    load_round(0, even);
   }
-  if (rounds > 1) odd_edge = load_round(1, odd);
+  if (rounds > 1) load_round(1, odd);
 
   // Queries: the largest of 16 dims, then the parts of all, by the CTA together.
   float my_x[kMine];
@@ -332,100 +349,75 @@ __global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? 3 : 2)
     if (at < kQueries) Codec::store_query(my_x[i] * inverse[i], at % kDims, head, head + kPart);
   }
   __syncthreads();
-  u32 query[kFrags][2][2 * Codec::kSlabs];
+  u32 query[kFrags][Codec::kSlabs][4];
 #pragma unroll
   for (int f = 0; f < kFrags; ++f) {
-    const bool mine = R::column_row(g, f) == c / kPieces;
+    const bool mine = R::query_row(g, f) == c / kPieces;
+    const char* head = queries + (min(R::query_head(g, f), kHeads - 1) * kDims + c % kPieces * Codec::kPieceDims) * Codec::kPartBytes;
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
-      const uint4* from = reinterpret_cast<const uint4*>(
-          queries + part * kPart + (min(R::column_head(g, f), kHeads - 1) * kDims + c % kPieces * Codec::kPieceDims) * Codec::kPartBytes);
 #pragma unroll
-      for (int i = 0; i < Codec::kSlabs / 2; ++i) {
-        const uint4 w = from[i];
+      for (int slab = 0; slab < Codec::kSlabs; slab += 2) {
+        const uint4 w = *reinterpret_cast<const uint4*>(head + part * kPart + slab * 8);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          u32& q = query[f][part][4 * i + j];
-          q = mine ? word(w, j) : 0U;
+        for (int i = 0; i < 4; ++i) {
+          u32& q = query[f][slab + i / 2][i % 2 * 2 + part];
+          q = mine ? word(w, i) : 0U;
           asm("" : "+r"(q));  // here and not in the loop
         }
       }
     }
   }
 
-  // Scores of the rows of two loads: columns 2 * c and 2 * c + 1 of the first, then of the second.
-  const auto multiply = [&](const uint4& v0, const uint4& v1, int f, Score(&d)[4]) {
+  // Scores of this lane's head (each of kFrags) and row of the quad, for quads 2 * c and 2 * c + 1 of every load.
+  const auto multiply = [&](const uint4(&v)[R::kLoads], Score(&all)[kFrags][2 * R::kLoads]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) d[i] = 0;
+    for (int j = 0; j < R::kLoads; ++j) {
 #pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      if (part == 1) Codec::between(d);
+      for (int f = 0; f < kFrags; ++f) {
+        Score d[4] = {0, 0, 0, 0};
 #pragma unroll
-      for (int slab = 0; slab < Codec::kSlabs; ++slab) {
-        const uint2 x = Codec::operand(v0, slab);
-        const uint2 y = Codec::operand(v1, slab);
-        Codec::multiply(d, x.x, y.x, x.y, y.y, query[f][part][2 * slab], query[f][part][2 * slab + 1]);
+        for (int slab = 0; slab < Codec::kSlabs; ++slab) {
+          Codec::multiply(d, query[f][slab], Codec::operand(v[j], slab));
+        }
+        all[f][2 * j] = Codec::join(d[0], d[2]);
+        all[f][2 * j + 1] = Codec::join(d[1], d[3]);
       }
     }
   };
-  const auto score_round = [&](const uint4(&v)[R::kLoads], Score(&t)[kKeys]) {
+  const auto reduce = [&](Score(&all)[kFrags][2 * R::kLoads], Score(&t)[kKeys]) {
     if constexpr (kSets == 1) {
-      Score best[R::kLoads];
+      Score(&best)[2 * R::kLoads] = all[0];
 #pragma unroll
-      for (int j = 0; j < R::kLoads; j += 2) {
+      for (int f = 1; f < kFrags; ++f) {
 #pragma unroll
-        for (int f = 0; f < kFrags; ++f) {
-          Score d[4];
-          multiply(v[j], v[j + 1], f, d);
-          best[j] = f == 0 ? max(d[0], d[1]) : max(best[j], max(d[0], d[1]));
-          best[j + 1] = f == 0 ? max(d[2], d[3]) : max(best[j + 1], max(d[2], d[3]));
-        }
+        for (int i = 0; i < 2 * R::kLoads; ++i) best[i] = max(best[i], all[f][i]);
       }
-      // Best over the lanes of a row; each keeps one of as many loads.
-      constexpr int kFrom = R::kRows == 4 ? 4 : R::kRows == 2 ? 1 : 2;
-#pragma unroll
-      for (int o = kFrom; o >= 1 && R::kRows != 4; o >>= 1) {
-        const bool upper = (c & o) != 0;
-#pragma unroll
-        for (int i = 0; i < kKeys * o; ++i) {
-          const int other = R::kRows == 2 ? 2 * i : i;
-          const Score low = best[other];
-          const Score high = best[other + o];
-          best[i] = max(upper ? high : low, __shfl_xor_sync(kFullWarp, upper ? low : high, o));
-        }
-      }
+      // Best over the lanes of a row's heads; each keeps a part of the values (token_of).
+      halve<R::kLoads>(best, (g & 1) != 0, 4);
+      if constexpr (R::kRows <= 2) halve<R::kLoads / 2>(best, (g & 2) != 0, 8);
+      if constexpr (R::kRows <= 1) halve<R::kLoads / 4>(best, (g & 4) != 0, 16);
 #pragma unroll
       for (int i = 0; i < kKeys; ++i) t[i] = best[i];
     } else {
 #pragma unroll
-      for (int j = 0; j < R::kLoads; j += 2) {
-#pragma unroll
-        for (int f = 0; f < kFrags; ++f) {
-          Score d[4];
-          multiply(v[j], v[j + 1], f, d);
-          t[j * R::kRows + 2 * f] = d[0];
-          t[(j + 1) * R::kRows + 2 * f] = d[2];
-          if constexpr (R::kRows != 1) {
-            t[j * R::kRows + 2 * f + 1] = d[1];
-            t[(j + 1) * R::kRows + 2 * f + 1] = d[3];
-          }
-        }
+      for (int i = 0; i < kKeys; ++i) {
+        t[i] = R::kRows != 1 ? all[i / (2 * R::kLoads)][i % (2 * R::kLoads)]
+               : (g >> 2) != 0 ? all[0][R::kLoads + i]
+                               : all[0][i];
       }
     }
   };
-  const bool has_head = kSets == 1 || c < r.heads;
-  const int set = r.set0 + (kSets == 1 ? 0 : c);
-  const int64_t list = ((static_cast<int64_t>(r.seq) * shape.num_query_tokens + r.query) * shape.num_sets() +
-                        (has_head ? set : r.set0)) *
-                           (ctas + 1) +
-                       rank;
-  uint2* const slots = p.slots + list * p.plan.slots;
-
+  const bool has_head = set_of_thread<kSets>() < r.heads;
+  // Which list the keys of this thread's set go to.
+  const auto list_of = [&] {
+    const int set = r.set0 + (has_head ? set_of_thread<kSets>() : 0);
+    return ((static_cast<int64_t>(r.seq) * shape.num_query_tokens + r.query) * shape.num_sets() + set) * (ctas + 1) + rank;
+  };
   if (for_new) {
     if (appends && r.writes_kv) append_kv(p, r, length);
     if (warp != 0) return;
     u32 key = 0;
-    const int position = first_new + g;
     if (appends) {
       const int row = lane / kPieces;
       const bool mine = row < shape.num_query_tokens && first_new + row < length;
@@ -437,23 +429,28 @@ __global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? 3 : 2)
                                   cache_offset(p.a.index, table[place.page], r.plane, place.offset) +
                                   lane % kPieces * 16) = code;
       }
-      const uint4 all[R::kLoads] = {code, code, code, code};
-      Score t[kKeys];
-      score_round(all, t);
-      // The key of token g to lanes 4 * g + c: the loads are the same, so that the first has them all.
-      if constexpr (kSets == 1) {
-        key = key_of(__shfl_sync(kFullWarp, t[0], g * kPieces));
-      } else {
+      // Only the first load counts.
+      uint4 codes[R::kLoads];
 #pragma unroll
-        for (int i = 0; i < R::kRows; ++i) {
-          const Score x = __shfl_sync(kFullWarp, t[i], g / R::kRows * 4 + c);
-          if (g % R::kRows == i) key = key_of(x);
-        }
+      for (int j = 0; j < R::kLoads; ++j) codes[j] = code;
+      Score all[kFrags][2 * R::kLoads];
+      Score t[kKeys];
+      multiply(codes, all);
+      reduce(all, t);
+#pragma unroll
+      for (int i = 0; i < kKeys; ++i) {
+        if (R::token_of(i) < 8) keys[R::token_of(i) * kSets + set_of_thread<kSets>()] = key_of(t[i]);
       }
-      const bool counts = position < length && has_head && position >= lo && position < hi && (kSets != 1 || c == 0);
-      if (!counts) key = 0;
+      __syncwarp();
+      const int member = member_of_set<kSets>();
+      const int position = first_new + member;
+      if (member < 8 && position < length && has_head && position >= lo && position < hi) {
+        key = keys[member * kSets + set_of_thread<kSets>()];
+      }
     }
-    publish_new<kSets>(key, position, p.plan.slots, scores && has_head ? slots : nullptr, p.bounds + list);
+    const int64_t list = list_of();
+    publish_new<kSets>(key, first_new, p.plan.slots, scores && has_head ? p.slots + list * p.plan.slots : nullptr,
+                       p.bounds + list);
     return;
   }
   if (!scores) return;
@@ -463,13 +460,19 @@ __global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? 3 : 2)
     const int x = R::token_of(i);
     return spread_unit(turn_of(round, x >> 4), rank, ctas) * 16 + (x & 15);
   };
-  const auto keep_round = [&](const uint4(&v)[R::kLoads], int round, bool check) {
+  // Sinks are in a warp's first rounds, what is past the end in its last one.
+  const int rounds_with_sinks = lo == 0 ? 0 : 1 + (lo >> 4) / (nt / 32 * R::kUnits);  // or fewer
+  // The rows of a round, whose registers then take those of the round after the next, to keys.
+  const auto score_round = [&](uint4(&v)[R::kLoads], int round) {
+    Score all[kFrags][2 * R::kLoads];
+    multiply(v, all);
+    if (round + 2 < rounds) load_round(round + 2, v);
     Score t[kKeys];
-    score_round(v, t);
+    reduce(all, t);
     u32 key[kKeys];
 #pragma unroll
     for (int i = 0; i < kKeys; ++i) key[i] = key_of(t[i]);
-    if (check || !has_head) {
+    if (round < rounds_with_sinks || round == rounds - 1 || !has_head) {
 #pragma unroll
       for (int i = 0; i < kKeys; ++i) {
         const int token = token_at(round, i);
@@ -480,18 +483,13 @@ __global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? 3 : 2)
     for (int i = 0; i < kKeys; i += kVector) store.put(key + i);
   };
   for (int round = 0; round < rounds; round += 2) {
-    keep_round(even, round, even_edge);
-    if (round + 2 < rounds) {
-      if (((round + 2) & (R::kBatch - 1)) == 0) next_batch((round + 2) / R::kBatch);
-      even_edge = load_round(round + 2, even);
-    }
-    if (round + 1 < rounds) {
-      keep_round(odd, round + 1, odd_edge);
-      if (round + 3 < rounds) odd_edge = load_round(round + 3, odd);
-    }
+    if (((round + 2) & (R::kBatch - 1)) == 0 && round + 2 < rounds) next_batch((round + 2) / R::kBatch);
+    score_round(even, round);
+    if (round + 1 < rounds) score_round(odd, round + 1);
   }
-  prune<kSets, kFloat, kVector>(s, store, p.plan.quota, p.plan.slots, has_head ? slots : nullptr, p.bounds + list,
-                                [&](int i) { return token_at(i / kKeys, i % kKeys); });
+  const int64_t list = list_of();
+  prune<kSets, kFloat, kVector>(s, store, p.plan.quota, p.plan.slots, has_head ? p.slots + list * p.plan.slots : nullptr,
+                                p.bounds + list, [&](int i) { return token_at(i / kKeys, i % kKeys); });
 #endif
 }
 

@@ -64,15 +64,16 @@ __global__ void __launch_bounds__(kThreads) pick_kernel(const __grid_constant__ 
   s.clear();
   grid_wait();
   grid_launch_dependents();
-  const uint2* from = p.slots + static_cast<int64_t>(blockIdx.x) * count;
-  for (int i = tid; i < count / 2; i += nt) copy_async16(shared_address(slots + 2 * i), from + 2 * i);
+  Lists lists{slots, count, {}};
+  lists.copy(p.slots + static_cast<int64_t>(blockIdx.x) * count, slots);
   const uint4 bounds = join_bounds(p.bounds + static_cast<int64_t>(blockIdx.x) * p.plan.score_ctas, p.plan.score_ctas);
+  __syncthreads();  // for s.clear()
   copy_async_wait();
-  __syncthreads();
-  const Threshold t = find_threshold(s, slots, count, p.a.budget, bounds);
+  lists.hold();
+  const Threshold t = find_threshold(s, lists, p.a.budget, bounds);
   u32 n = t.kept;
   if (t.exact) {
-    emit_kept(s.warps, slots, count, t, [&](int token, u32 i) { kept[i] = token; });
+    emit_kept(s.warps, lists, t, [&](int token, u32 i) { kept[i] = token; });
   } else {
     const float* row = p.a.scores + static_cast<int64_t>(blockIdx.x) * p.a.row_stride;
     __syncthreads();
