@@ -122,8 +122,8 @@ enum class PagedPath : int32_t {
 
 struct PagedPlan {
   PagedPath path = PagedPath::kGeneric;
-  // Fused: rows of launch 1, CTAs of a row (a power of two) beside the one of the new tokens, rounds of a warp, keys
-  // that a CTA publishes at least and at most.
+  // Fused: rows of launch 1, CTAs of a row beside the one of the new tokens, rounds of a warp, keys that a CTA publishes at
+  // least and at most.
   int32_t score_rows = 0;
   int32_t score_ctas = 0;
   int32_t score_iterations = 0;  // rounds of 2 KB of index rows that a warp makes at max_length

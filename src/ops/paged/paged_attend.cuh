@@ -89,7 +89,12 @@ struct Lists {
   __device__ __forceinline__ void for_each(const F& f) const {
 #pragma unroll
     for (int j = 0; j < kHeldKeys; ++j) f(held[j], j);
-    for (int j = kHeldKeys; entry(j / 2, 0) < count; ++j) f(slots[entry(j / 2, j & 1)].x, j);
+#pragma unroll 4
+    for (int j = kHeldKeys; entry(j / 2, 0) < count; j += 2) {
+      const uint4 pair = *reinterpret_cast<const uint4*>(slots + entry(j / 2, 0));
+      f(pair.x, j);
+      f(pair.z, j + 1);
+    }
   }
 };
 
@@ -205,25 +210,25 @@ __device__ __forceinline__ void emit_kept(u32* warps, const Lists& lists, const 
 #pragma unroll
   for (int w = 0; w < kThreads / 32; ++w) place += w < warp ? warps[w] : 0U;
   const u32 above = t.kept - t.equal;
-  // Of the keys held only those kept, then all others.
-  int j = kHeldKeys - 1;
-  while (true) {
-    if (held != 0) {
-      j = __ffs(static_cast<int>(held)) - 1;
-      held &= held - 1U;
-    } else {
-      j = max(j + 1, kHeldKeys);
-    }
-    const int i = Lists::entry(j / 2, j & 1);
-    if (i >= lists.count) break;
-    const uint2 e = lists.slots[i];
-    if (e.x > t.key) {
-      emit(static_cast<int>(e.y), place & 0xFFFFU);
+  const auto emit_entry = [&](u32 key, u32 token) {
+    if (key > t.key) {
+      emit(static_cast<int>(token), place & 0xFFFFU);
       place += 1U;
-    } else if (e.x == t.key && t.equal != 0) {
-      if ((place >> 16) < t.equal) emit(static_cast<int>(e.y), above + (place >> 16));
+    } else if (key == t.key && t.equal != 0) {
+      if ((place >> 16) < t.equal) emit(static_cast<int>(token), above + (place >> 16));
       place += 0x10000U;
     }
+  };
+  for (; held != 0; held &= held - 1U) {
+    const int j = __ffs(static_cast<int>(held)) - 1;
+    const uint2 e = lists.slots[Lists::entry(j / 2, j & 1)];
+    emit_entry(e.x, e.y);
+  }
+#pragma unroll 2
+  for (int j = kHeldKeys; Lists::entry(j / 2, 0) < lists.count; j += 2) {
+    const uint4 pair = *reinterpret_cast<const uint4*>(lists.slots + Lists::entry(j / 2, 0));
+    emit_entry(pair.x, pair.y);
+    emit_entry(pair.z, pair.w);
   }
 }
 

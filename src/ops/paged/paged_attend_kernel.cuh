@@ -55,7 +55,7 @@ struct Partial {
 
 template <int kDim, bool kF16>
 __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* list, int first, int n,
-                                            const u32 (&q)[kDim / 16][2], const char* k_base, const char* v_base,
+                                            const char* queries, const char* k_base, const char* v_base,
                                             Partial<kDim>& o) {
   constexpr int kPieces = kDim / 32;  // 16-byte pieces of K a lane
   const int lane = threadIdx.x & 31;
@@ -91,11 +91,12 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* lis
   load_v(0, v);
   float s[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
+  for (int j = 0; j < kPieces; ++j) {
+    const uint4 q = *reinterpret_cast<const uint4*>(queries + g * query_stride(kDim) + (j * 4 + c) * 16);
 #pragma unroll
-    for (int j = 0; j < kPieces; ++j) {
-      mma_16x8x16<kF16>(s[h], q[2 * j][0], 0, q[2 * j][1], 0, k[h][j].x, k[h][j].y);
-      mma_16x8x16<kF16>(s[h], q[2 * j + 1][0], 0, q[2 * j + 1][1], 0, k[h][j].z, k[h][j].w);
+    for (int h = 0; h < 2; ++h) {
+      mma_16x8x16<kF16>(s[h], q.x, 0, q.y, 0, k[h][j].x, k[h][j].y);
+      mma_16x8x16<kF16>(s[h], q.z, 0, q.w, 0, k[h][j].z, k[h][j].w);
     }
   }
   const float log2e = 1.44269504F;
@@ -321,7 +322,6 @@ __device__ __noinline__ inline u32 select_again(const StepParams& p, const Atten
                       query + 4, query};
   scorer.prepare(r.query);
   const int forced = shape.sinks + shape.recent;
-  const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   const int rank = Team<true>::rank();
   const int size = Team<true>::size();
   // Forced tokens first, one CTA after the other.
@@ -329,16 +329,14 @@ __device__ __noinline__ inline u32 select_again(const StepParams& p, const Atten
   for (u32 i = threadIdx.x; i < before; i += blockDim.x) {
     const int f = rank + static_cast<int>(i) * size;
     const int token = f < shape.sinks ? f : seen - shape.recent + (f - shape.sinks);
-    const Place place = place_of(p, token);
-    list[i] = make_int2(__ldcg(table + place.page), place.offset);
+    list[i].x = token;
     if (p.a.kept != nullptr && r.reports) p.a.kept[r.set * shape.budget + f] = token;
   }
   const u32 mine = exact_select<true>(
       s, shape.sinks, seen - shape.recent, static_cast<u32>(shape.budget - forced),
       [&](int token) { return scorer.key(token); },
       [&](int token, u32 local, u32 position) {
-        const Place place = place_of(p, token);
-        list[before + local] = make_int2(__ldcg(table + place.page), place.offset);
+        list[before + local].x = token;
         if (p.a.kept != nullptr && r.reports) {
           p.a.kept[r.set * shape.budget + forced + position] = token;
         }
@@ -356,8 +354,6 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   const PagedShape& shape = p.a.shape;
   const int tid = threadIdx.x;
   const int lane = tid & 31;
-  const int g = lane >> 2;
-  const int c = lane & 3;
   const int size = T::size();
   const int rank = T::rank();
   const AttendRow r = attend_row(shape, static_cast<int>(blockIdx.x) / size);
@@ -380,18 +376,14 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   // What launch 1 does not write, and its predecessors had written before it let us start.
   const int length = __ldcg(p.a.lengths + r.seq);
   const int seen = length - shape.num_query_tokens + r.query + 1;
-  u32 q[kDim / 16][2];
-  {
-    const char* row = row_at(p.a.q, r.seq, r.query, r.head0 + min(g, r.heads - 1));
-#pragma unroll
-    for (int j = 0; j < kDim / 32; ++j) {
-      const uint4 x = __ldcg(reinterpret_cast<const uint4*>(row + (j * 4 + c) * 16));
-      const bool real = g < r.heads;
-      q[2 * j][0] = real ? x.x : 0U;
-      q[2 * j][1] = real ? x.y : 0U;
-      q[2 * j + 1][0] = real ? x.z : 0U;
-      q[2 * j + 1][1] = real ? x.w : 0U;
-    }
+  // Queries, 8 heads whether there are so many or not.
+  char* queries = memory + exchange.layout.queries;
+  for (int i = tid; i < kDim; i += kThreads) {
+    const int head = i / (kDim / 8);
+    const int piece = i % (kDim / 8);
+    uint4 x = make_uint4(0, 0, 0, 0);
+    if (head < r.heads) x = __ldcg(reinterpret_cast<const uint4*>(row_at(p.a.q, r.seq, r.query, r.head0 + head)) + piece);
+    *reinterpret_cast<uint4*>(queries + head * query_stride(kDim) + piece * 16) = x;
   }
   select.clear();
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
@@ -412,25 +404,10 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   u32 kept = static_cast<u32>(forced);
   const bool reports = p.a.kept != nullptr && r.reports;
   int32_t* report = p.a.kept + (reports ? r.set * shape.budget : 0);
-  const char* k_base = static_cast<const char*>(p.a.k.data) + r.kv_head * p.a.k.head_stride;
-  const char* v_base = static_cast<const char*>(p.a.v.data) + r.kv_head * p.a.v.head_stride;
-  // Place i of the kept tokens goes to CTA i mod size, whose rows of K and V then start on their way. The copy of the table is
-  // there where something is selected.
-  const bool has_table = need != 0 && entries != 0;
+  // Place i of the kept tokens goes to CTA i mod size.
   const auto put = [&](int token, u32 i) {
     const u32 turn = i >> exchange.log_size;
-    if ((i & static_cast<u32>(size - 1)) == static_cast<u32>(rank)) {
-      const Place place = place_of(p, token);
-      const int block = has_table ? own_table[place.page] : load_stream<int>(table + place.page);
-      list[turn] = make_int2(block, place.offset);
-      const char* k = k_base + block * p.a.k.block_stride + place.offset * p.a.k.token_stride;
-      const char* v = v_base + block * p.a.v.block_stride + place.offset * p.a.v.token_stride;
-#pragma unroll
-      for (int line = 0; line < (2 * kDim + 127) / 128; ++line) {
-        prefetch_l2(k + line * 128);
-        prefetch_l2(v + line * 128);
-      }
-    }
+    if ((i & static_cast<u32>(size - 1)) == static_cast<u32>(rank)) list[turn].x = token;
     if (reports && rank == 0) report[i] = token;
   };
   bool exact = true;
@@ -470,8 +447,21 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
     o.out[i][0] = o.out[i][1] = o.out[i][2] = o.out[i][3] = 0.0F;
   }
   constexpr int kStep = kThreads / 32 * 16;
+  const char* k_base = static_cast<const char*>(p.a.k.data) + r.kv_head * p.a.k.head_stride;
+  const char* v_base = static_cast<const char*>(p.a.v.data) + r.kv_head * p.a.v.head_stride;
+  const bool has_table = need != 0 && entries != 0;  // the copy is there where something was selected
   for (int first = tid / 32 * 16; first < n; first += kStep) {
-    attend_tile<kDim, kF16>(p, list, first, n, q, k_base, v_base, o);
+    // Where the tile's tokens lie, a lane each. V, asked for after K, comes to L2 meanwhile.
+    if (lane < 16 && first + lane < n) {
+      const Place place = place_of(p, list[first + lane].x);
+      const int block = has_table ? own_table[place.page] : load_stream<int>(table + place.page);
+      list[first + lane] = make_int2(block, place.offset);
+      const char* v = v_base + block * p.a.v.block_stride + place.offset * p.a.v.token_stride;
+#pragma unroll
+      for (int line = 0; line < (2 * kDim + 127) / 128; ++line) prefetch_l2(v + line * 128);
+    }
+    __syncwarp();
+    attend_tile<kDim, kF16>(p, list, first, n, queries, k_base, v_base, o);
   }
   combine<kDim, kF16>(p, r, n, o, exchange);
 #endif

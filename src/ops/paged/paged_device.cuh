@@ -22,7 +22,8 @@ struct StepParams {
   uint4* bounds = nullptr;  // [score sets][score_ctas] of these lists (paged_prune.cuh)
   u32 page_factor = 0;      // page of a token: high word of 2 * token * page_factor, shifted right
   int32_t page_shift = 0;
-  u32 cta_factor = 0;  // 2^32 / plan.score_ctas, at most 2^32 - 1
+  u32 cta_factor = 0;         // 2^32 / plan.score_ctas, at most 2^32 - 1
+  int32_t rows_of_token = 0;  // of launch 1
 };
 
 // Programmatic dependent launch. wait: all that earlier kernels of the stream wrote is visible.

@@ -24,16 +24,11 @@ inline constexpr int kSelectSharedBytes = 4 * (2 * kPruneBins + 32 + 8);
 // Threads of a CTA of every kernel of the fused step: a constant, as loops over a runtime stride cost divisions.
 inline constexpr int kThreads = 256;
 
-// Launch 1: tokens that a warp scores in a round (2 KB of index rows of 16, 32 or 64 bytes), keys a lane gets for them, and
-// how many of these it stores at once.
-#ifndef KLOADS
-#define KLOADS 4
-#endif
-#ifndef OCC
-#define OCC 3
-#endif
-inline constexpr int kRoundLoads = KLOADS;
-inline constexpr int kScoreCtas = OCC;
+// Launch 1: CTAs of an SM, rounds that a warp has on their way, 16-byte loads of a lane and round (2 KB of index rows of 16, 32
+// or 64 bytes a warp), tokens of a round, keys a lane gets for them, and how many of these it stores at once.
+inline constexpr int kScoreCtas = 2;
+inline constexpr int kBuffers = 2;
+inline constexpr int kRoundLoads = 4;
 FASA_PAGED_BOTH constexpr int score_round_tokens(int row_bytes) { return 512 * kRoundLoads / row_bytes; }
 FASA_PAGED_BOTH constexpr int score_round_keys(int row_bytes, int sets) {
   return sets * score_round_tokens(row_bytes) / 32;
@@ -50,14 +45,18 @@ FASA_PAGED_BOTH constexpr int table_entries(int64_t max_length, int page_size) {
   return pages <= 2048 ? static_cast<int>(pages) : 0;
 }
 
+// From one query of 16-bit values to the next in shared memory: not a multiple of 128, so that 8 of them are read at once.
+FASA_PAGED_BOTH constexpr int query_stride(int head_dim) { return 2 * head_dim + 16; }
+
 // Bytes of dynamic shared memory of attend_kernel, in its order.
 struct AttendLayout {
   int select;   // SelectShared or ExactShared
-  int list;     // int2 [budget]: block, offset in it
+  int list;     // int2 [budget]: token, then block and offset in it
   int inbox;    // float [cluster][heads * head_dim / cluster, whole chunks of 32]
   int stats;    // float2 [8 CTAs][8 heads]: maximum, sum
   int warps;    // float [8 warps][8 maxima, 8 sums]
   int barrier;  // 8 bytes
+  int queries;  // 8 rows of query_stride(head_dim) bytes
   int table;    // int32 [table_entries]
   int slots;    // uint2 [lists * slots]; later float [warps][heads][head_dim]
   int total;
@@ -71,7 +70,8 @@ FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, i
   l.stats = l.inbox + 4 * heads * head_dim + 8 * 128;
   l.warps = l.stats + 8 * 8 * 8;
   l.barrier = l.warps + 8 * 16 * 4;
-  l.table = l.barrier + 16;
+  l.queries = l.barrier + 16;
+  l.table = l.queries + 8 * query_stride(head_dim);
   l.slots = (l.table + 4 * table_entries + 15) / 16 * 16;
   int rest = 8 * slots;
   const int sums = kThreads / 32 * heads * head_dim * 4;

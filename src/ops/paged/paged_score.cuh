@@ -127,6 +127,7 @@ struct Round {
   static constexpr int kUnits = kTokens / 16;
   static constexpr int kBatch = 32 / kUnits;                     // rounds whose units are looked up together
   static constexpr int kKeys = kSets * kTokens / 32;             // of a lane
+  static_assert(kBatch % kBuffers == 0);
   static_assert(kTokens == score_round_tokens(kRowBytes) && kKeys == score_round_keys(kRowBytes, kSets));
 
   // Products for `heads` heads at most.
@@ -176,7 +177,7 @@ __device__ __forceinline__ void halve(T (&v)[kSize], bool upper, int bit) {
 }
 
 template <class Codec, int kDims, int kHeads, int kSets>
-__global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? kScoreCtas : 2)
+__global__ void __launch_bounds__(kThreads, kScoreCtas)
     score_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
   using Score = typename Codec::Score;
@@ -205,10 +206,23 @@ __global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? kScoreCt
   const int warp = tid >> 5;
   const int g = lane >> 2;
   const int c = lane & 3;
-  const int ctas = gridDim.x - 1;
-  const int rank = blockIdx.x;
-  const bool for_new = rank == ctas;  // the CTA of the new tokens
-  const ScoreRow r = score_row<kSets>(shape, blockIdx.y, blockIdx.z);
+  // The grid: x the CTAs of a row, for each token; y the rows of a token, and after them CTAs for the new tokens of the rows.
+  const int ctas = p.plan.score_ctas;
+  int token = static_cast<int>(__umulhi(blockIdx.x, p.cta_factor));  // x / ctas, or one less
+  int rank = static_cast<int>(blockIdx.x) - token * ctas;
+  if (rank >= ctas) {
+    ++token;
+    rank -= ctas;
+  }
+  int row = blockIdx.y;
+  const int rows_of_token = p.rows_of_token;
+  const bool for_new = row >= rows_of_token;
+  if (for_new) {
+    row = (row - rows_of_token) * ctas + rank;
+    rank = ctas;
+    if (row >= rows_of_token) return;
+  }
+  const ScoreRow r = score_row<kSets>(shape, row, token);
   s.clear();
   // dims and index_scale are constants of the model: no kernel of the stream writes them (paged.h).
   const int64_t plane0 = static_cast<int64_t>(r.plane) * kDims;
@@ -308,14 +322,14 @@ __global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? kScoreCt
 #pragma unroll
     for (int j = 0; j < R::kLoads; ++j) v[j] = load_row(from[j]);
   };
-  // Two rounds on their way: those of even and of odd number. Batches begin with even ones.
-  uint4 even[R::kLoads];
-  uint4 odd[R::kLoads];
+  // Rounds on their way, each in registers of its own; the later ones after the queries, as many loads in the queue hold up
+  // what goes through shared memory.
+  uint4 rows[kBuffers][R::kLoads];
   if (rounds > 0) {
     next_batch(0);
-    load_round(0, even);
+    load_round(0, rows[0]);
   }
-  if (rounds > 1) load_round(1, odd);
+  if (rounds > 1) load_round(1, rows[1]);
 
   // Queries: the largest of 16 dims, then the parts of all, by the CTA together.
   float my_x[kMine];
@@ -349,6 +363,10 @@ __global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? kScoreCt
     if (at < kQueries) Codec::store_query(my_x[i] * inverse[i], at % kDims, head, head + kPart);
   }
   __syncthreads();
+#pragma unroll
+  for (int b = 2; b < kBuffers; ++b) {
+    if (rounds > b) load_round(b, rows[b]);
+  }
   u32 query[kFrags][Codec::kSlabs][4];
 #pragma unroll
   for (int f = 0; f < kFrags; ++f) {
@@ -462,11 +480,11 @@ __global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? kScoreCt
   };
   // Sinks are in a warp's first rounds, what is past the end in its last one.
   const int rounds_with_sinks = lo == 0 ? 0 : 1 + (lo >> 4) / (nt / 32 * R::kUnits);  // or fewer
-  // The rows of a round, whose registers then take those of the round after the next, to keys.
+  // The rows of a round, whose registers then take those of the round kBuffers later, to keys.
   const auto score_round = [&](uint4(&v)[R::kLoads], int round) {
     Score all[kFrags][2 * R::kLoads];
     multiply(v, all);
-    if (round + 2 < rounds) load_round(round + 2, v);
+    if (round + kBuffers < rounds) load_round(round + kBuffers, v);
     Score t[kKeys];
     reduce(all, t);
     u32 key[kKeys];
@@ -482,10 +500,15 @@ __global__ void __launch_bounds__(kThreads, kHeads <= 4 && kSets == 1 ? kScoreCt
 #pragma unroll
     for (int i = 0; i < kKeys; i += kVector) store.put(key + i);
   };
-  for (int round = 0; round < rounds; round += 2) {
-    if (((round + 2) & (R::kBatch - 1)) == 0 && round + 2 < rounds) next_batch((round + 2) / R::kBatch);
-    score_round(even, round);
-    if (round + 1 < rounds) score_round(odd, round + 1);
+  for (int round = 0; round < rounds; round += kBuffers) {
+    // A batch begins where the first of these rounds is followed by one.
+    if (((round + kBuffers) & (R::kBatch - 1)) == 0 && round + kBuffers < rounds) {
+      next_batch((round + kBuffers) / R::kBatch);
+    }
+#pragma unroll
+    for (int b = 0; b < kBuffers; ++b) {
+      if (round + b < rounds) score_round(rows[b], round + b);
+    }
   }
   const int64_t list = list_of();
   prune<kSets, kFloat, kVector>(s, store, p.plan.quota, p.plan.slots, has_head ? p.slots + list * p.plan.slots : nullptr,
