@@ -214,15 +214,20 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   check(s);
   if (!paged_fused_refusal(s, device).empty()) return generic_plan(s);
   PagedPlan p;
-  // One wave of CTAs, with 512 tokens each at least, and 4,096 where there are more than 16, as launch 2 reads a list of each;
-  // more CTAs where one would have more tokens than it holds keys for.
+  // One wave of CTAs, where they are short with room for those of the new tokens; with 512 tokens each at least, and 4,096 where
+  // there are more than 16, as launch 2 reads a list of each; more CTAs where one would have more tokens than it holds keys
+  // for, or long lists.
   const int64_t wave = int64_t{device.num_sms} * paged::kScoreCtas;
+  const int64_t rows = score_rows(s);
   const auto tokens = [&] { return s.max_length / p.score_ctas; };
-  p.score_ctas = static_cast<int32_t>(std::clamp<int64_t>(wave / score_rows(s), 1, 64));
+  p.score_ctas = static_cast<int32_t>(std::clamp<int64_t>(wave / rows, 1, 64));
+  if (tokens() < 2048) p.score_ctas = static_cast<int32_t>(std::clamp<int64_t>((wave - rows) / rows, 1, 64));
   if (p.score_ctas > 16) p.score_ctas = floor_power2(p.score_ctas);
   while (p.score_ctas > 1 && tokens() < (p.score_ctas > 16 && !four_sets(s) ? 4096 : 512)) p.score_ctas /= 2;
-  const int64_t most = four_sets(s) ? 4096 : s.budget > 1024 ? 8192 : 16384;
-  while (p.score_ctas < 64 && tokens() > most) p.score_ctas *= 2;
+  const auto too_long = [&] {
+    return tokens() > (four_sets(s) ? 4096 : 16384) || (s.budget / p.score_ctas > 512 && tokens() > 8192);
+  };
+  while (p.score_ctas < 64 && too_long()) p.score_ctas *= 2;
   // Clusters that fill the SMs once, or pairs that fill them twice; none with less than 32 tokens a CTA.
   const int64_t attending = attend_rows(s);
   p.cluster = floor_power2(std::clamp<int64_t>(device.num_sms / attending, 1, 8));

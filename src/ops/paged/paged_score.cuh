@@ -229,11 +229,6 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas)
   const int my_dim = __ldg(p.a.dims + plane0 + tid % kDims);
   const float my_scale = __ldg(p.a.index_scale + plane0 + tid % kDims);
 
-  grid_wait();
-  grid_launch_dependents();
-
-  // Everything that hangs on one load is asked for before any of it is waited for.
-  const int length = p.a.lengths[r.seq];
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   // Unit of tokens number `slot` of this warp's round.
   const auto turn_of = [&](int round, int slot) { return (round * (nt / 32) + warp) * R::kUnits + slot; };
@@ -244,18 +239,31 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas)
     return place_of(p, min(spread_unit(lane_turn(batch), rank, ctas), last_unit) * 16);
   };
   // Blocks of the units go to shared memory by cp.async, as no register should wait for them.
-  const auto ask_blocks = [&](int batch) {
-    copy_async4(shared_address(unit_blocks + lane), table + lane_place(batch).page);
-  };
-  ask_blocks(0);
-  const bool is_f16 = shape.kv_type == PagedKvType::kF16;
+  const auto ask_block = [&](const int32_t* entry) { copy_async4(shared_address(unit_blocks + lane), entry); };
+  const int32_t* first_entry = table + lane_place(0).page;
   constexpr int kMine = (kQueries + nt - 1) / nt;  // queries of a thread
-  unsigned short my_query[kMine];
+  const char* my_query_at[kMine];
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
     const int head = min((tid + i * nt) / kDims, r.heads - 1);
-    my_query[i] = load_stream<unsigned short>(row_at(p.a.q, r.seq, r.query, r.head0 + head) + 2 * my_dim);
+    my_query_at[i] = row_at(p.a.q, r.seq, r.query, r.head0 + head) + 2 * my_dim;
   }
+  const char* index = static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride;
+  // What a lane loads: piece c % kPieces of token lane / kPieces of a load.
+  const int piece_offset = c % kPieces * 16;
+  int64_t lane_offset = static_cast<int64_t>(lane / kPieces & 15) * p.a.index.token_stride + piece_offset;
+  asm("" : "+l"(lane_offset));  // computed once, not in every round
+
+  grid_wait();
+  grid_launch_dependents();
+
+  // Everything that hangs on one load is asked for before any of it is waited for.
+  const int length = p.a.lengths[r.seq];
+  ask_block(first_entry);
+  const bool is_f16 = shape.kv_type == PagedKvType::kF16;
+  unsigned short my_query[kMine];
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) my_query[i] = load_stream<unsigned short>(my_query_at[i]);
   const bool appends = p.a.k_new.data != nullptr;
   const int seen = length - shape.num_query_tokens + r.query + 1;
   const int first_new = appends ? max(0, length - shape.num_query_tokens) : length;
@@ -272,11 +280,6 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas)
   const int rounds = max(0, turns - turn_of(0, 0) + nt / 32 * R::kUnits - 1) / (nt / 32 * R::kUnits);
 
   const bool whole_units = (shape.page_size & 15) == 0;
-  const char* index = static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride;
-  // What a lane loads: piece c % kPieces of token lane / kPieces of a load.
-  const int piece_offset = c % kPieces * 16;
-  int64_t lane_offset = static_cast<int64_t>(lane / kPieces & 15) * p.a.index.token_stride + piece_offset;
-  asm("" : "+l"(lane_offset));  // computed once, not in every round
   const auto next_batch = [&](int batch) {
     // Units past the end are read as the batch's first one; rows past the end are memory of the cache.
     const bool inside = lane_turn(batch) < turns;
@@ -287,7 +290,7 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas)
     const char* rows = index + block * p.a.index.block_stride + offset * p.a.index.token_stride;
     unit_rows[lane] = static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(rows));
     __syncwarp();
-    ask_blocks(batch + 1);
+    ask_block(table + lane_place(batch + 1).page);
   };
   const auto load_round = [&](int round, uint4(&v)[R::kLoads]) {
     const char* from[R::kLoads];

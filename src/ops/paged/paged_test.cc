@@ -90,8 +90,9 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
           EXPECT_EQ(p.cluster & (p.cluster - 1), 0);
           EXPECT_LE(p.cluster, 8);
           const auto row = static_cast<int>(s.index_row_bytes());
-          EXPECT_GE(int64_t{p.score_iterations} * (paged::kThreads / 32) * paged::score_round_tokens(row) * p.score_ctas,
-                    length);
+          EXPECT_GE(
+              int64_t{p.score_iterations} * (paged::kThreads / 32) * paged::score_round_tokens(row) * p.score_ctas,
+              length);
           EXPECT_GE(int64_t{p.quota} * p.score_ctas, budget) << "the lists can hold the answer";
           EXPECT_GE(p.slots, p.quota);
           EXPECT_EQ(p.slots % 4, 0);
