@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas)
   const int warp = tid >> 5;
   const int g = lane >> 2;
   const int c = lane & 3;
-  // The grid: x the CTAs of a row, for each token; y the rows of a token, and after them CTAs for the new tokens of the rows.
+  // The grid: x the CTAs of a row, for each token; y first CTAs for the new tokens of the token's rows, then its rows.
   const int ctas = p.plan.score_ctas;
   int token = static_cast<int>(__umulhi(blockIdx.x, p.cta_factor));  // x / ctas, or one less
   int rank = static_cast<int>(blockIdx.x) - token * ctas;
@@ -214,13 +214,12 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas)
     ++token;
     rank -= ctas;
   }
-  int row = blockIdx.y;
-  const int rows_of_token = p.rows_of_token;
-  const bool for_new = row >= rows_of_token;
+  int row = static_cast<int>(blockIdx.y) - p.rows_for_new;
+  const bool for_new = row < 0;
   if (for_new) {
-    row = (row - rows_of_token) * ctas + rank;
+    row = static_cast<int>(blockIdx.y) * ctas + rank;
     rank = ctas;
-    if (row >= rows_of_token) return;
+    if (row >= p.rows_of_token) return;
   }
   const ScoreRow r = score_row<kSets>(shape, row, token);
   s.clear();
