@@ -120,13 +120,13 @@ __device__ __forceinline__ void publish_new(u32 key, int first_new, int slots, u
 template <int kRowBytes, int kSets>
 struct Round {
   static constexpr int kPieces = kRowBytes / 16;
-  static constexpr int kRows = 4 / kPieces;                      // rows in a quad of lanes
-  static constexpr int kLoads = kRoundLoads;                     // pieces a lane
-  static constexpr int kLoadTokens = 32 / kPieces;               // tokens of one load of the warp
+  static constexpr int kRows = 4 / kPieces;         // rows in a quad of lanes
+  static constexpr int kLoads = kRoundLoads;        // pieces a lane
+  static constexpr int kLoadTokens = 32 / kPieces;  // tokens of one load of the warp
   static constexpr int kTokens = kLoads * kLoadTokens;
   static constexpr int kUnits = kTokens / 16;
-  static constexpr int kBatch = 32 / kUnits;                     // rounds whose units are looked up together
-  static constexpr int kKeys = kSets * kTokens / 32;             // of a lane
+  static constexpr int kBatch = 32 / kUnits;          // rounds whose units are looked up together
+  static constexpr int kKeys = kSets * kTokens / 32;  // of a lane
   static_assert(kBatch % kBuffers == 0);
   static_assert(kTokens == score_round_tokens(kRowBytes) && kKeys == score_round_keys(kRowBytes, kSets));
 
@@ -151,7 +151,7 @@ struct Round {
     if constexpr (kSets == 1) {
       // Each halving gave a lane one half of the values.
       int value = i;
-      if (kRows <= 4) value += (g & 1) * kLoads;
+      value += (g & 1) * kLoads;
       if (kRows <= 2) value += (g >> 1 & 1) * (kLoads / 2);
       if (kRows <= 1) value += (g >> 2 & 1) * (kLoads / 4);
       return (value >> 1) * kLoadTokens + (2 * c + (value & 1)) * kRows + g / (8 / kRows);
@@ -176,9 +176,44 @@ __device__ __forceinline__ void halve(T (&v)[kSize], bool upper, int bit) {
   }
 }
 
+// The CTA's queries, of which thread t has values t, t + kThreads..., to shared memory in two parts of [kHeads][kDims], relative
+// to the largest of those scored together. Ends with a barrier.
+template <class Codec, int kDims, int kHeads, int kSets, int kMine>
+__device__ __forceinline__ void share_queries(const float (&mine)[kMine], float* largests, char* queries) {
+  constexpr int kQueries = kHeads * kDims;
+  const int tid = threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    float most = fabsf(mine[i]);  // of 16 dims
+#pragma unroll
+    for (int o = 1; o < 16; o <<= 1) most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, o));
+    if (tid + i * kThreads < kQueries && (tid & 15) == 0) largests[(tid + i * kThreads) / 16] = most;
+  }
+  __syncthreads();
+  float most = 0;
+  if constexpr (kSets == 1) {
+    for (int i = tid & 31; i < kQueries / 16; i += 32) most = fmaxf(most, largests[i]);
+    most = __uint_as_float(__reduce_max_sync(kFullWarp, __float_as_uint(most)));
+  } else {
+    static_assert(kMine == 1);
+    const int head = tid % kQueries / kDims;
+#pragma unroll
+    for (int i = 0; i < kDims / 16; ++i) most = fmaxf(most, largests[head * (kDims / 16) + i]);
+  }
+  const float inverse = Codec::limit() / fmaxf(most, 1e-30F);
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const int at = tid + i * kThreads;
+    char* head = queries + at / kDims * kDims * Codec::kPartBytes;
+    if (at < kQueries) {
+      Codec::store_query(mine[i] * inverse, at % kDims, head, head + kQueries * Codec::kPartBytes);
+    }
+  }
+  __syncthreads();
+}
+
 template <class Codec, int kDims, int kHeads, int kSets>
-__global__ void __launch_bounds__(kThreads, kScoreCtas)
-    score_kernel(const __grid_constant__ StepParams p) {
+__global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
   using Score = typename Codec::Score;
   constexpr bool kFloat = Codec::kPartBytes == 2;
@@ -324,67 +359,40 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas)
 #pragma unroll
     for (int j = 0; j < R::kLoads; ++j) v[j] = load_row(from[j]);
   };
-  // Rounds on their way, each in registers of its own; the later ones after the queries, as many loads in the queue hold up
-  // what goes through shared memory.
+  // The rounds on their way, each in registers of its own.
   uint4 rows[kBuffers][R::kLoads];
-  if (rounds > 0) {
-    next_batch(0);
-    load_round(0, rows[0]);
-  }
-  if (rounds > 1) load_round(1, rows[1]);
-
-  // Queries: the largest of 16 dims, then the parts of all, by the CTA together.
-  float my_x[kMine];
+  if (rounds > 0) next_batch(0);
 #pragma unroll
-  for (int i = 0; i < kMine; ++i) {
-    my_x[i] = half_value(my_query[i], is_f16) * my_scale;
-    float most = fabsf(my_x[i]);
-#pragma unroll
-    for (int o = 1; o < 16; o <<= 1) most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, o));
-    if (tid + i * nt < kQueries && (tid & 15) == 0) largests[(tid + i * nt) / 16] = most;
-  }
-  __syncthreads();
-  float inverse[kMine];
-  if constexpr (kSets == 1) {
-    float most = 0;
-    for (int i = lane; i < kQueries / 16; i += 32) most = fmaxf(most, largests[i]);
-    inverse[0] = __uint_as_float(__reduce_max_sync(kFullWarp, __float_as_uint(most)));
-#pragma unroll
-    for (int i = kMine - 1; i >= 0; --i) inverse[i] = Codec::limit() / fmaxf(inverse[0], 1e-30F);
-  } else {
-    static_assert(kMine == 1);
-    float most = 0;
-#pragma unroll
-    for (int i = 0; i < kDims / 16; ++i) most = fmaxf(most, largests[(tid % kQueries) / kDims * (kDims / 16) + i]);
-    inverse[0] = Codec::limit() / fmaxf(most, 1e-30F);
-  }
-#pragma unroll
-  for (int i = 0; i < kMine; ++i) {
-    const int at = tid + i * nt;
-    char* head = queries + at / kDims * kDims * Codec::kPartBytes;
-    if (at < kQueries) Codec::store_query(my_x[i] * inverse[i], at % kDims, head, head + kPart);
-  }
-  __syncthreads();
-#pragma unroll
-  for (int b = 2; b < kBuffers; ++b) {
+  for (int b = 0; b < kBuffers; ++b) {
     if (rounds > b) load_round(b, rows[b]);
   }
-  u32 query[kFrags][Codec::kSlabs][4];
+
+  float my_x[kMine];
 #pragma unroll
-  for (int f = 0; f < kFrags; ++f) {
+  for (int i = 0; i < kMine; ++i) my_x[i] = half_value(my_query[i], is_f16) * my_scale;
+  share_queries<Codec, kDims, kHeads, kSets>(my_x, largests, queries);
+  // This lane's words of product f of a slab. They stay in registers where these suffice.
+  const auto query_words = [&](int f, int slab, u32(&q)[4]) {
+    const int head = min(R::query_head(g, f), kHeads - 1);
+    const char* at = queries + (head * kDims + c % kPieces * Codec::kPieceDims) * Codec::kPartBytes + slab * 8;
+    const uint2 high = *reinterpret_cast<const uint2*>(at);
+    const uint2 low = *reinterpret_cast<const uint2*>(at + kPart);
     const bool mine = R::query_row(g, f) == c / kPieces;
-    const char* head = queries + (min(R::query_head(g, f), kHeads - 1) * kDims + c % kPieces * Codec::kPieceDims) * Codec::kPartBytes;
+    q[0] = mine ? high.x : 0U;
+    q[1] = mine ? low.x : 0U;
+    q[2] = mine ? high.y : 0U;
+    q[3] = mine ? low.y : 0U;
+  };
+  constexpr bool kHoldsQuery = kFrags * Codec::kSlabs <= 8;
+  u32 query[kFrags][Codec::kSlabs][4];
+  if constexpr (kHoldsQuery) {
 #pragma unroll
-    for (int part = 0; part < 2; ++part) {
+    for (int f = 0; f < kFrags; ++f) {
 #pragma unroll
-      for (int slab = 0; slab < Codec::kSlabs; slab += 2) {
-        const uint4 w = *reinterpret_cast<const uint4*>(head + part * kPart + slab * 8);
+      for (int slab = 0; slab < Codec::kSlabs; ++slab) {
+        query_words(f, slab, query[f][slab]);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          u32& q = query[f][slab + i / 2][i % 2 * 2 + part];
-          q = mine ? word(w, i) : 0U;
-          asm("" : "+r"(q));  // here and not in the loop
-        }
+        for (u32& q : query[f][slab]) asm("" : "+r"(q));  // computed here and not in the loop
       }
     }
   }
@@ -392,16 +400,20 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas)
   // Scores of this lane's head (each of kFrags) and row of the quad, for quads 2 * c and 2 * c + 1 of every load.
   const auto multiply = [&](const uint4(&v)[R::kLoads], Score(&all)[kFrags][2 * R::kLoads]) {
 #pragma unroll
-    for (int j = 0; j < R::kLoads; ++j) {
+    for (int f = 0; f < kFrags; ++f) {
+      Score d[R::kLoads][4] = {};
 #pragma unroll
-      for (int f = 0; f < kFrags; ++f) {
-        Score d[4] = {0, 0, 0, 0};
+      for (int slab = 0; slab < Codec::kSlabs; ++slab) {
+        if constexpr (!kHoldsQuery) query_words(f, slab, query[f][slab]);
 #pragma unroll
-        for (int slab = 0; slab < Codec::kSlabs; ++slab) {
-          Codec::multiply(d, query[f][slab], Codec::operand(v[j], slab));
+        for (int j = 0; j < R::kLoads; ++j) {
+          Codec::multiply(d[j], query[f][slab], Codec::operand(v[j], slab));
         }
-        all[f][2 * j] = Codec::join(d[0], d[2]);
-        all[f][2 * j + 1] = Codec::join(d[1], d[3]);
+      }
+#pragma unroll
+      for (int j = 0; j < R::kLoads; ++j) {
+        all[f][2 * j] = Codec::join(d[j][0], d[j][2]);
+        all[f][2 * j + 1] = Codec::join(d[j][1], d[j][3]);
       }
     }
   };
