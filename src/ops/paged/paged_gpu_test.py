@@ -173,8 +173,11 @@ def test_random(i):
     check_case(CASES[i])
 
 
-@pytest.mark.parametrize("index,dims", [("int8", 16), ("int8", 32), ("int8", 64), ("fp8", 16), ("fp8", 32), ("fp8", 64),
-                                        ("int4", 32), ("int4", 64), ("bf16", 16), ("bf16", 32)])
+FUSED_INDICES = [("int8", 16), ("int8", 32), ("int8", 64), ("fp8", 16), ("fp8", 32), ("fp8", 64), ("int4", 32), ("int4", 64),
+                 ("bf16", 16), ("bf16", 32)]
+
+
+@pytest.mark.parametrize("index,dims", FUSED_INDICES)
 @pytest.mark.parametrize("own_tokens", [False, True])
 def test_fused_indices(index, dims, own_tokens):
     for group in (1, 4, 7, 16) if not REDUCED else (4,):
@@ -203,19 +206,30 @@ def test_every_tail(length):
     check_case(Case(lengths=(length,), budget=32, sinks=0, recent=0, own_tokens=True, append=False))
 
 
-@pytest.mark.parametrize("change", [dict(score_ctas=1), dict(score_ctas=2), dict(score_ctas=16), dict(score_ctas=64),
-                                    dict(cluster=1), dict(cluster=2), dict(cluster=8)])
+def check_plan(case, **change):
+    step = make(case)
+    plan = paged.plan(step.shape)
+    for name, value in change.items():
+        setattr(plan, name, value)
+    library.complete_plan(step.shape, plan)
+    step.run(plan)
+    check_kept(step, case.lengths)
+    check_out(step)
+
+
+@pytest.mark.parametrize("change", [dict(score_ctas=1), dict(score_ctas=2), dict(score_ctas=3), dict(score_ctas=7), dict(score_ctas=16),
+                                    dict(score_ctas=64), dict(cluster=1), dict(cluster=2), dict(cluster=8)])
 def test_every_plan(change):
     for own_tokens in (False, True):
-        case = Case(lengths=(3000, 5000), own_tokens=own_tokens, budget=200)
-        step = make(case)
-        plan = paged.plan(step.shape)
-        for name, value in change.items():
-            setattr(plan, name, value)
-        library.complete_plan(step.shape, plan)
-        step.run(plan)
-        check_kept(step, case.lengths)
-        check_out(step)
+        check_plan(Case(lengths=(3000, 5000), own_tokens=own_tokens, budget=200), **change)
+
+
+@pytest.mark.parametrize("index,dims", FUSED_INDICES)
+def test_many_rounds(index, dims):
+    """Units are looked up for 32 at a time, so several times by a warp here."""
+    for group in (4, 9):
+        check_plan(Case(lengths=(20000, 6001), kv_heads=1, group=group, index=index, dims=dims, budget=200, sinks=100), score_ctas=1)
+    check_plan(Case(lengths=(9000, 6001), kv_heads=1, index=index, dims=dims, own_tokens=True, budget=200), score_ctas=3)
 
 
 def test_fallback_shapes_are_refused_by_the_fused_path():
