@@ -181,12 +181,13 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   p.score_iterations = static_cast<int32_t>(ceil_div(units, round));
   const int heads = four_sets(s) ? 4 : s.fcs_per_query_head != 0 ? 1 : s.group();
   const int part = s.index_type == PagedIndexType::kBF16 || s.index_type == PagedIndexType::kF8E4M3 ? 2 : 1;
-  p.score_smem = (together == 4 ? paged::kPruneSharedBytes4 : paged::kPruneSharedBytes1) +
-                 paged::score_query_bytes(heads <= 4   ? 4
-                                          : heads <= 8 ? 8
-                                                       : 16,
-                                          s.index_dims, part) +
-                 int64_t{4} * paged::kThreads * paged::score_round_keys(row, together) * p.score_iterations;
+  const int slots_of_heads = heads <= 4 ? 4 : heads <= 8 ? 8 : 16;
+  const int64_t scoring = (together == 4 ? paged::kPruneSharedBytes4 : paged::kPruneSharedBytes1) +
+                          paged::score_query_bytes(slots_of_heads, s.index_dims, part) +
+                          int64_t{4} * paged::kThreads * paged::score_round_keys(row, together) * p.score_iterations;
+  const int64_t new_tokens =
+      int64_t{paged::kThreads} / 32 * paged::score_new_bytes(slots_of_heads, s.index_dims, part, together);
+  p.score_smem = std::max(scoring, new_tokens);
   p.heads_per_row = s.tokens_per_query_head != 0 ? 1 : std::min(8, s.group());
   p.attend_smem = paged::attend_layout(s.budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,
                                        paged::table_entries(s.max_length, s.page_size))
@@ -214,14 +215,11 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   check(s);
   if (!paged_fused_refusal(s, device).empty()) return generic_plan(s);
   PagedPlan p;
-  // One wave of CTAs, where they are short with room for those of the new tokens; with 512 tokens each at least, and 4,096 where
-  // there are more than 16, as launch 2 reads a list of each; more CTAs where one would have more tokens than it holds keys
-  // for, or long lists.
+  // One wave of CTAs, with 512 tokens each at least, and 4,096 where there are more than 16, as launch 2 reads a list of each;
+  // more CTAs where one would have more tokens than it holds keys for, or long lists.
   const int64_t wave = int64_t{device.num_sms} * paged::kScoreCtas;
-  const int64_t rows = score_rows(s);
   const auto tokens = [&] { return s.max_length / p.score_ctas; };
-  p.score_ctas = static_cast<int32_t>(std::clamp<int64_t>(wave / rows, 1, 64));
-  if (tokens() < 2048) p.score_ctas = static_cast<int32_t>(std::clamp<int64_t>((wave - rows) / rows, 1, 64));
+  p.score_ctas = static_cast<int32_t>(std::clamp<int64_t>(wave / score_rows(s), 1, 64));
   if (p.score_ctas > 16) p.score_ctas = floor_power2(p.score_ctas);
   while (p.score_ctas > 1 && tokens() < (p.score_ctas > 16 && !four_sets(s) ? 4096 : 512)) p.score_ctas /= 2;
   const auto too_long = [&] {

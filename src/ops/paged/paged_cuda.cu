@@ -129,14 +129,16 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, Pieces pieces, c
   set_page_division(s.page_size, params);
   params.cta_factor = 0xFFFFFFFFU / static_cast<uint32_t>(plan.score_ctas);
   params.rows_of_token = static_cast<int32_t>(plan.score_rows / tokens);
-  params.rows_for_new = (params.rows_of_token + plan.score_ctas - 1) / plan.score_ctas;
+  // Beside the rows: CTAs for the new tokens, a warp a row (paged_score.cuh).
+  const int32_t warps = plan.score_ctas * (paged::kThreads / 32);
+  const int32_t rows_for_new = (params.rows_of_token + warps - 1) / warps;
   const paged::ScoreKernel score = score_kernel_of(s);
   if (score == nullptr) {
     throw Error(ErrorCode::kInvalidArgument, "paged decode: the plan is for another shape; make one with paged_plan");
   }
   launch(score,
          {.grid = dim3(static_cast<unsigned>(plan.score_ctas * tokens),
-                       static_cast<unsigned>(params.rows_for_new + params.rows_of_token)),
+                       static_cast<unsigned>(params.rows_of_token + rows_for_new)),
           .threads = paged::kThreads,
           .shared_bytes = plan.score_smem},
          params, stream);

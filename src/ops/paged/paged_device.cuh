@@ -24,7 +24,6 @@ struct StepParams {
   int32_t page_shift = 0;
   u32 cta_factor = 0;         // 2^32 / plan.score_ctas, at most 2^32 - 1
   int32_t rows_of_token = 0;  // of launch 1
-  int32_t rows_for_new = 0;   // of its grid: rows_of_token / plan.score_ctas, rounded up
 };
 
 // Programmatic dependent launch. wait: all that earlier kernels of the stream wrote is visible.

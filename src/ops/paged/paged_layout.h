@@ -39,6 +39,11 @@ FASA_PAGED_BOTH constexpr int score_query_bytes(int heads, int dims, int part_by
   return heads * dims / 16 * 4 + 2 * heads * dims * part_bytes + kThreads * 12;
 }
 
+// What a warp needs for the new tokens of a row: its queries, and a key of each of 8 tokens and set.
+FASA_PAGED_BOTH constexpr int score_new_bytes(int heads, int dims, int part_bytes, int sets) {
+  return heads * dims / 16 * 4 + 2 * heads * dims * part_bytes + 8 * sets * 4;
+}
+
 // Entries of the block table that launch 2 copies while launch 1 runs: all, or none where they are many.
 FASA_PAGED_BOTH constexpr int table_entries(int64_t max_length, int page_size) {
   const int64_t pages = (max_length + page_size - 1) / page_size;

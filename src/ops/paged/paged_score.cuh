@@ -63,13 +63,12 @@ __device__ __forceinline__ ScoreRow score_row(const PagedShape& s, int x, int to
   return r;
 }
 
-// K and V rows of this sequence's new tokens, a warp a token.
+// K and V rows of this sequence's new tokens, by one warp.
 __device__ __forceinline__ void append_kv(const StepParams& p, const ScoreRow& r, int length) {
   const PagedShape& s = p.a.shape;
-  constexpr int warps = kThreads / 32;
   const int lane = threadIdx.x & 31;
   const int chunks = s.head_dim / 8;
-  for (int i = warps - 1 - static_cast<int>(threadIdx.x >> 5); i < s.num_query_tokens; i += warps) {
+  for (int i = 0; i < s.num_query_tokens; ++i) {
     const int position = length - s.num_query_tokens + i;
     if (position < 0) continue;
     const Place place = place_of(p, position);
@@ -101,10 +100,10 @@ __device__ __forceinline__ uint4 new_code(const StepParams& p, const ScoreRow& r
   return Codec::encode(y);
 }
 
-// The list of the new tokens, by one warp: `key` is that of new token member_of_set(), of this thread's set; 0 past the 8th.
+// The list of the new tokens, by one warp: `key` is that of new token `member` below, of this thread's set; 0 past the 8th.
 template <int kSets>
 __device__ __forceinline__ void publish_new(u32 key, int first_new, int slots, uint2* out, uint4* bounds) {
-  const int member = member_of_set<kSets>();
+  const int member = member_of_set<kSets>() & (32 / kSets - 1);
   const u32 highest = sets_max<kSets>(key);
   const u32 lowest = ~sets_max<kSets>(key != 0 ? ~key : 0U);
   const u32 all = __ballot_sync(kFullWarp, key != 0);
@@ -176,50 +175,232 @@ __device__ __forceinline__ void halve(T (&v)[kSize], bool upper, int bit) {
   }
 }
 
-// The CTA's queries, of which thread t has values t, t + kThreads..., to shared memory in two parts of [kHeads][kDims], relative
-// to the largest of those scored together. Ends with a barrier.
-template <class Codec, int kDims, int kHeads, int kSets, int kMine>
+// A CTA's queries (kTeam = kThreads), or those of a warp alone (kTeam = 32): thread t of the team has values t, t + kTeam..., which
+// go to shared memory in two parts of [kHeads][kDims], relative to the largest of those scored together. Ends with a barrier.
+template <class Codec, int kDims, int kHeads, int kSets, int kTeam, int kMine>
 __device__ __forceinline__ void share_queries(const float (&mine)[kMine], float* largests, char* queries) {
   constexpr int kQueries = kHeads * kDims;
-  const int tid = threadIdx.x;
+  static_assert(kMine == (kQueries + kTeam - 1) / kTeam);
+  const int tid = threadIdx.x & (kTeam - 1);
+  const auto sync = [] {
+    if constexpr (kTeam == 32) {
+      __syncwarp();
+    } else {
+      __syncthreads();
+    }
+  };
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
     float most = fabsf(mine[i]);  // of 16 dims
 #pragma unroll
     for (int o = 1; o < 16; o <<= 1) most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, o));
-    if (tid + i * kThreads < kQueries && (tid & 15) == 0) largests[(tid + i * kThreads) / 16] = most;
+    if (tid + i * kTeam < kQueries && (tid & 15) == 0) largests[(tid + i * kTeam) / 16] = most;
   }
-  __syncthreads();
-  float most = 0;
+  sync();
+  float together = 0;
   if constexpr (kSets == 1) {
-    for (int i = tid & 31; i < kQueries / 16; i += 32) most = fmaxf(most, largests[i]);
-    most = __uint_as_float(__reduce_max_sync(kFullWarp, __float_as_uint(most)));
-  } else {
-    static_assert(kMine == 1);
-    const int head = tid % kQueries / kDims;
-#pragma unroll
-    for (int i = 0; i < kDims / 16; ++i) most = fmaxf(most, largests[head * (kDims / 16) + i]);
+    for (int i = tid & 31; i < kQueries / 16; i += 32) together = fmaxf(together, largests[i]);
+    together = __uint_as_float(__reduce_max_sync(kFullWarp, __float_as_uint(together)));
   }
-  const float inverse = Codec::limit() / fmaxf(most, 1e-30F);
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
-    const int at = tid + i * kThreads;
+    const int at = tid + i * kTeam;
+    if (at >= kQueries) continue;
+    float most = together;
+    if constexpr (kSets != 1) {
+#pragma unroll
+      for (int j = 0; j < kDims / 16; ++j) most = fmaxf(most, largests[at / kDims * (kDims / 16) + j]);
+    }
     char* head = queries + at / kDims * kDims * Codec::kPartBytes;
-    if (at < kQueries) {
-      Codec::store_query(mine[i] * inverse, at % kDims, head, head + kQueries * Codec::kPartBytes);
+    const float inverse = Codec::limit() / fmaxf(most, 1e-30F);
+    Codec::store_query(mine[i] * inverse, at % kDims, head, head + kQueries * Codec::kPartBytes);
+  }
+  sync();
+}
+
+// Scores rounds of a warp against the queries that share_queries left.
+template <class Codec, int kDims, int kHeads, int kSets>
+struct Scorer {
+  using Score = typename Codec::Score;
+  using R = Round<kDims / Codec::kPieceDims * 16, kSets>;
+  static constexpr int kFrags = R::frags(kHeads);
+  static constexpr bool kHoldsQuery = kFrags * Codec::kSlabs <= 8;  // in registers, where these suffice
+
+  const char* queries;
+  u32 query[kFrags][Codec::kSlabs][4];
+
+  __device__ __forceinline__ explicit Scorer(const char* shared) : queries(shared) {
+    if constexpr (kHoldsQuery) {
+#pragma unroll
+      for (int f = 0; f < kFrags; ++f) {
+#pragma unroll
+        for (int slab = 0; slab < Codec::kSlabs; ++slab) {
+          words(f, slab, query[f][slab]);
+#pragma unroll
+          for (u32& q : query[f][slab]) asm("" : "+r"(q));  // computed here and not in the loop
+        }
+      }
     }
   }
-  __syncthreads();
+  // This lane's words of product f of a slab.
+  __device__ __forceinline__ void words(int f, int slab, u32 (&q)[4]) const {
+    const int g = (threadIdx.x & 31) >> 2;
+    const int c = threadIdx.x & 3;
+    const int head = min(R::query_head(g, f), kHeads - 1);
+    const char* at = queries + (head * kDims + c % R::kPieces * Codec::kPieceDims) * Codec::kPartBytes + slab * 8;
+    const uint2 high = *reinterpret_cast<const uint2*>(at);
+    const uint2 low = *reinterpret_cast<const uint2*>(at + kHeads * kDims * Codec::kPartBytes);
+    const bool mine = R::query_row(g, f) == c / R::kPieces;
+    q[0] = mine ? high.x : 0U;
+    q[1] = mine ? low.x : 0U;
+    q[2] = mine ? high.y : 0U;
+    q[3] = mine ? low.y : 0U;
+  }
+  // Scores of this lane's head (each of kFrags) and row of the quad, for quads 2 * c and 2 * c + 1 of every load.
+  __device__ __forceinline__ void multiply(const uint4 (&v)[R::kLoads], Score (&all)[kFrags][2 * R::kLoads]) {
+#pragma unroll
+    for (int f = 0; f < kFrags; ++f) {
+      Score d[R::kLoads][4] = {};
+#pragma unroll
+      for (int slab = 0; slab < Codec::kSlabs; ++slab) {
+        if constexpr (!kHoldsQuery) words(f, slab, query[f][slab]);
+#pragma unroll
+        for (int j = 0; j < R::kLoads; ++j) {
+          Codec::multiply(d[j], query[f][slab], Codec::operand(v[j], slab));
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < R::kLoads; ++j) {
+        all[f][2 * j] = Codec::join(d[j][0], d[j][2]);
+        all[f][2 * j + 1] = Codec::join(d[j][1], d[j][3]);
+      }
+    }
+  }
+  // The keys of this lane (Round::token_of).
+  static __device__ __forceinline__ void reduce(Score (&all)[kFrags][2 * R::kLoads], u32 (&keys)[R::kKeys]) {
+    const int g = (threadIdx.x & 31) >> 2;
+    if constexpr (kSets == 1) {
+      Score(&best)[2 * R::kLoads] = all[0];
+#pragma unroll
+      for (int f = 1; f < kFrags; ++f) {
+#pragma unroll
+        for (int i = 0; i < 2 * R::kLoads; ++i) best[i] = max(best[i], all[f][i]);
+      }
+      // Best over the lanes of a row's heads; each keeps a part of the values (token_of).
+      halve<R::kLoads>(best, (g & 1) != 0, 4);
+      if constexpr (R::kRows <= 2) halve<R::kLoads / 2>(best, (g & 2) != 0, 8);
+      if constexpr (R::kRows <= 1) halve<R::kLoads / 4>(best, (g & 4) != 0, 16);
+#pragma unroll
+      for (int i = 0; i < R::kKeys; ++i) keys[i] = key_of(best[i]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < R::kKeys; ++i) {
+        keys[i] = key_of(R::kRows != 1 ? all[i / (2 * R::kLoads)][i % (2 * R::kLoads)]
+                         : (g >> 2) != 0 ? all[0][R::kLoads + i]
+                                         : all[0][i]);
+      }
+    }
+  }
+};
+
+// Which list the keys of this thread's set go to; set: past set0, or 0 where the row has no such head.
+__device__ __forceinline__ int64_t list_of(const StepParams& p, const ScoreRow& r, int set, int rank) {
+  const PagedShape& s = p.a.shape;
+  const int64_t token = static_cast<int64_t>(r.seq) * s.num_query_tokens + r.query;
+  return (token * s.num_sets() + r.set0 + set) * p.plan.lists() + rank;
+}
+
+// What a sequence's length means for a row: tokens lo..hi-1 are scored, those from first_new on are new.
+struct Span {
+  bool scores;  // nothing at all where every token is kept
+  int lo;
+  int hi;
+  int first_new;
+
+  __device__ __forceinline__ Span(const StepParams& p, int length, int query) {
+    const PagedShape& s = p.a.shape;
+    const int seen = length - s.num_query_tokens + query + 1;
+    first_new = p.a.k_new.data != nullptr ? max(0, length - s.num_query_tokens) : length;
+    scores = seen > s.budget && s.budget > s.sinks + s.recent;
+    lo = s.sinks;
+    hi = scores ? seen - s.recent : 0;
+  }
+};
+
+// The new tokens of one row, by one warp: append, index, score, publish. memory: score_new_bytes of this warp.
+template <class Codec, int kDims, int kHeads, int kSets>
+__device__ __forceinline__ void score_new(const StepParams& p, int row, int token, char* memory) {
+  using S = Scorer<Codec, kDims, kHeads, kSets>;
+  using R = typename S::R;
+  constexpr int kQueries = kHeads * kDims;
+  constexpr int kMine = (kQueries + 31) / 32;
+  float* largests = reinterpret_cast<float*>(memory);
+  char* queries = memory + kQueries / 16 * 4;
+  u32* keys = reinterpret_cast<u32*>(queries + 2 * kQueries * Codec::kPartBytes);
+  const PagedShape& shape = p.a.shape;
+  const int lane = threadIdx.x & 31;
+  const ScoreRow r = score_row<kSets>(shape, row, token);
+  const int64_t plane0 = static_cast<int64_t>(r.plane) * kDims;
+  grid_wait();
+  grid_launch_dependents();
+  const int length = p.a.lengths[r.seq];
+  const bool is_f16 = shape.kv_type == PagedKvType::kF16;
+  float mine[kMine];
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const int at = lane + i * 32;
+    const char* q = row_at(p.a.q, r.seq, r.query, r.head0 + min(at / kDims, r.heads - 1));
+    mine[i] = half_value(load_stream<unsigned short>(q + 2 * __ldg(p.a.dims + plane0 + at % kDims)), is_f16) *
+              __ldg(p.a.index_scale + plane0 + at % kDims);
+  }
+  const Span span(p, length, r.query);
+  const bool appends = p.a.k_new.data != nullptr;
+  if (appends && r.writes_kv) append_kv(p, r, length);
+  const bool has_head = set_of_thread<kSets>() < r.heads;
+  u32 key = 0;
+  if (appends) {
+    share_queries<Codec, kDims, kHeads, kSets, 32>(mine, largests, queries);
+    const int piece = lane % R::kPieces;
+    const int position = span.first_new + lane / R::kPieces;
+    const bool real = lane / R::kPieces < shape.num_query_tokens && position < length;
+    const uint4 code = new_code<Codec>(p, r, real ? position - (length - shape.num_query_tokens) : 0, piece, is_f16);
+    if (real && r.writes_index) {
+      const Place place = place_of(p, position);
+      const int block = p.a.block_table[r.seq * p.a.block_table_stride + place.page];
+      *reinterpret_cast<uint4*>(static_cast<char*>(p.a.index.data) +
+                                cache_offset(p.a.index, block, r.plane, place.offset) + piece * 16) = code;
+    }
+    // Only the first load counts.
+    uint4 codes[R::kLoads];
+#pragma unroll
+    for (int j = 0; j < R::kLoads; ++j) codes[j] = code;
+    typename Codec::Score all[S::kFrags][2 * R::kLoads];
+    u32 of_round[R::kKeys];
+    S scorer(queries);
+    scorer.multiply(codes, all);
+    S::reduce(all, of_round);
+#pragma unroll
+    for (int i = 0; i < R::kKeys; ++i) {
+      if (R::token_of(i) < 8) keys[R::token_of(i) * kSets + set_of_thread<kSets>()] = of_round[i];
+    }
+    __syncwarp();
+    const int member = member_of_set<kSets>() & (32 / kSets - 1);
+    const int at = span.first_new + member;
+    if (member < 8 && at < length && has_head && at >= span.lo && at < span.hi) {
+      key = keys[member * kSets + set_of_thread<kSets>()];
+    }
+  }
+  const int64_t list = list_of(p, r, has_head ? set_of_thread<kSets>() : 0, p.plan.score_ctas);
+  publish_new<kSets>(key, span.first_new, p.plan.slots,
+                     span.scores && has_head ? p.slots + list * p.plan.slots : nullptr, p.bounds + list);
 }
 
 template <class Codec, int kDims, int kHeads, int kSets>
 __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
-  using Score = typename Codec::Score;
+  using S = Scorer<Codec, kDims, kHeads, kSets>;
   constexpr bool kFloat = Codec::kPartBytes == 2;
-  constexpr int kRowBytes = kDims / Codec::kPieceDims * 16;
-  using R = Round<kRowBytes, kSets>;
-  constexpr int kFrags = R::frags(kHeads);
+  using R = typename S::R;
   constexpr int kPieces = R::kPieces;
   constexpr int kKeys = R::kKeys;
   constexpr int kVector = key_vector(kKeys);
@@ -239,9 +420,9 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
   const int tid = threadIdx.x;
   const int lane = tid & 31;
   const int warp = tid >> 5;
-  const int g = lane >> 2;
   const int c = lane & 3;
-  // The grid: x the CTAs of a row, for each token; y first CTAs for the new tokens of the token's rows, then its rows.
+  // The grid: x the CTAs of a row, for each token; y the rows, then CTAs for the new tokens, a warp a row: few enough for the
+  // places that a wave of the others leaves.
   const int ctas = p.plan.score_ctas;
   int token = static_cast<int>(__umulhi(blockIdx.x, p.cta_factor));  // x / ctas, or one less
   int rank = static_cast<int>(blockIdx.x) - token * ctas;
@@ -249,12 +430,14 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
     ++token;
     rank -= ctas;
   }
-  int row = static_cast<int>(blockIdx.y) - p.rows_for_new;
-  const bool for_new = row < 0;
-  if (for_new) {
-    row = static_cast<int>(blockIdx.y) * ctas + rank;
-    rank = ctas;
-    if (row >= p.rows_of_token) return;
+  const int row = blockIdx.y;
+  if (row >= p.rows_of_token) {
+    const int of_new = ((row - p.rows_of_token) * ctas + rank) * (nt / 32) + warp;
+    if (of_new < p.rows_of_token) {
+      char* memory = reinterpret_cast<char*>(shared) + warp * score_new_bytes(kHeads, kDims, Codec::kPartBytes, kSets);
+      score_new<Codec, kDims, kHeads, kSets>(p, of_new, token, memory);
+    }
+    return;
   }
   const ScoreRow r = score_row<kSets>(shape, row, token);
   s.clear();
@@ -298,15 +481,10 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
   unsigned short my_query[kMine];
 #pragma unroll
   for (int i = 0; i < kMine; ++i) my_query[i] = load_stream<unsigned short>(my_query_at[i]);
-  const bool appends = p.a.k_new.data != nullptr;
-  const int seen = length - shape.num_query_tokens + r.query + 1;
-  const int first_new = appends ? max(0, length - shape.num_query_tokens) : length;
-  // Scored: neither a sink nor recent. Nothing at all where every token is kept.
-  const bool scores = seen > shape.budget && shape.budget > shape.sinks + shape.recent;
-  const int lo = shape.sinks;
-  const int hi = scores ? seen - shape.recent : 0;
-  const int hi_old = min(hi, first_new);
-  const int units = hi_old > lo && !for_new ? (hi_old + 15) >> 4 : 0;
+  const Span span(p, length, r.query);
+  const int lo = span.lo;
+  const int hi_old = min(span.hi, span.first_new);
+  const int units = hi_old > lo ? (hi_old + 15) >> 4 : 0;
   // This CTA has the turns below `turns`, this warp so many rounds of them.
   int turns = static_cast<int>(__umulhi(static_cast<u32>(units), p.cta_factor));  // units / ctas, or one less
 #pragma unroll
@@ -370,122 +548,10 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
   float my_x[kMine];
 #pragma unroll
   for (int i = 0; i < kMine; ++i) my_x[i] = half_value(my_query[i], is_f16) * my_scale;
-  share_queries<Codec, kDims, kHeads, kSets>(my_x, largests, queries);
-  // This lane's words of product f of a slab. They stay in registers where these suffice.
-  const auto query_words = [&](int f, int slab, u32(&q)[4]) {
-    const int head = min(R::query_head(g, f), kHeads - 1);
-    const char* at = queries + (head * kDims + c % kPieces * Codec::kPieceDims) * Codec::kPartBytes + slab * 8;
-    const uint2 high = *reinterpret_cast<const uint2*>(at);
-    const uint2 low = *reinterpret_cast<const uint2*>(at + kPart);
-    const bool mine = R::query_row(g, f) == c / kPieces;
-    q[0] = mine ? high.x : 0U;
-    q[1] = mine ? low.x : 0U;
-    q[2] = mine ? high.y : 0U;
-    q[3] = mine ? low.y : 0U;
-  };
-  constexpr bool kHoldsQuery = kFrags * Codec::kSlabs <= 8;
-  u32 query[kFrags][Codec::kSlabs][4];
-  if constexpr (kHoldsQuery) {
-#pragma unroll
-    for (int f = 0; f < kFrags; ++f) {
-#pragma unroll
-      for (int slab = 0; slab < Codec::kSlabs; ++slab) {
-        query_words(f, slab, query[f][slab]);
-#pragma unroll
-        for (u32& q : query[f][slab]) asm("" : "+r"(q));  // computed here and not in the loop
-      }
-    }
-  }
-
-  // Scores of this lane's head (each of kFrags) and row of the quad, for quads 2 * c and 2 * c + 1 of every load.
-  const auto multiply = [&](const uint4(&v)[R::kLoads], Score(&all)[kFrags][2 * R::kLoads]) {
-#pragma unroll
-    for (int f = 0; f < kFrags; ++f) {
-      Score d[R::kLoads][4] = {};
-#pragma unroll
-      for (int slab = 0; slab < Codec::kSlabs; ++slab) {
-        if constexpr (!kHoldsQuery) query_words(f, slab, query[f][slab]);
-#pragma unroll
-        for (int j = 0; j < R::kLoads; ++j) {
-          Codec::multiply(d[j], query[f][slab], Codec::operand(v[j], slab));
-        }
-      }
-#pragma unroll
-      for (int j = 0; j < R::kLoads; ++j) {
-        all[f][2 * j] = Codec::join(d[j][0], d[j][2]);
-        all[f][2 * j + 1] = Codec::join(d[j][1], d[j][3]);
-      }
-    }
-  };
-  const auto reduce = [&](Score(&all)[kFrags][2 * R::kLoads], Score(&t)[kKeys]) {
-    if constexpr (kSets == 1) {
-      Score(&best)[2 * R::kLoads] = all[0];
-#pragma unroll
-      for (int f = 1; f < kFrags; ++f) {
-#pragma unroll
-        for (int i = 0; i < 2 * R::kLoads; ++i) best[i] = max(best[i], all[f][i]);
-      }
-      // Best over the lanes of a row's heads; each keeps a part of the values (token_of).
-      halve<R::kLoads>(best, (g & 1) != 0, 4);
-      if constexpr (R::kRows <= 2) halve<R::kLoads / 2>(best, (g & 2) != 0, 8);
-      if constexpr (R::kRows <= 1) halve<R::kLoads / 4>(best, (g & 4) != 0, 16);
-#pragma unroll
-      for (int i = 0; i < kKeys; ++i) t[i] = best[i];
-    } else {
-#pragma unroll
-      for (int i = 0; i < kKeys; ++i) {
-        t[i] = R::kRows != 1 ? all[i / (2 * R::kLoads)][i % (2 * R::kLoads)]
-               : (g >> 2) != 0 ? all[0][R::kLoads + i]
-                               : all[0][i];
-      }
-    }
-  };
+  share_queries<Codec, kDims, kHeads, kSets, kThreads>(my_x, largests, queries);
+  if (!span.scores) return;
+  S scorer(queries);
   const bool has_head = set_of_thread<kSets>() < r.heads;
-  // Which list the keys of this thread's set go to.
-  const auto list_of = [&] {
-    const int set = r.set0 + (has_head ? set_of_thread<kSets>() : 0);
-    return ((static_cast<int64_t>(r.seq) * shape.num_query_tokens + r.query) * shape.num_sets() + set) * (ctas + 1) + rank;
-  };
-  if (for_new) {
-    if (appends && r.writes_kv) append_kv(p, r, length);
-    if (warp != 0) return;
-    u32 key = 0;
-    if (appends) {
-      const int row = lane / kPieces;
-      const bool mine = row < shape.num_query_tokens && first_new + row < length;
-      const uint4 code =
-          new_code<Codec>(p, r, mine ? first_new + row - (length - shape.num_query_tokens) : 0, lane % kPieces, is_f16);
-      if (mine && r.writes_index) {
-        const Place place = place_of(p, first_new + row);
-        *reinterpret_cast<uint4*>(static_cast<char*>(p.a.index.data) +
-                                  cache_offset(p.a.index, table[place.page], r.plane, place.offset) +
-                                  lane % kPieces * 16) = code;
-      }
-      // Only the first load counts.
-      uint4 codes[R::kLoads];
-#pragma unroll
-      for (int j = 0; j < R::kLoads; ++j) codes[j] = code;
-      Score all[kFrags][2 * R::kLoads];
-      Score t[kKeys];
-      multiply(codes, all);
-      reduce(all, t);
-#pragma unroll
-      for (int i = 0; i < kKeys; ++i) {
-        if (R::token_of(i) < 8) keys[R::token_of(i) * kSets + set_of_thread<kSets>()] = key_of(t[i]);
-      }
-      __syncwarp();
-      const int member = member_of_set<kSets>();
-      const int position = first_new + member;
-      if (member < 8 && position < length && has_head && position >= lo && position < hi) {
-        key = keys[member * kSets + set_of_thread<kSets>()];
-      }
-    }
-    const int64_t list = list_of();
-    publish_new<kSets>(key, first_new, p.plan.slots, scores && has_head ? p.slots + list * p.plan.slots : nullptr,
-                       p.bounds + list);
-    return;
-  }
-  if (!scores) return;
 
   KeyStore<kVector> store{keys};
   const auto token_at = [&](int round, int i) {
@@ -496,14 +562,11 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
   const int rounds_with_sinks = lo == 0 ? 0 : 1 + (lo >> 4) / (nt / 32 * R::kUnits);  // or fewer
   // The rows of a round, whose registers then take those of the round kBuffers later, to keys.
   const auto score_round = [&](uint4(&v)[R::kLoads], int round) {
-    Score all[kFrags][2 * R::kLoads];
-    multiply(v, all);
+    typename Codec::Score all[S::kFrags][2 * R::kLoads];
+    scorer.multiply(v, all);
     if (round + kBuffers < rounds) load_round(round + kBuffers, v);
-    Score t[kKeys];
-    reduce(all, t);
     u32 key[kKeys];
-#pragma unroll
-    for (int i = 0; i < kKeys; ++i) key[i] = key_of(t[i]);
+    S::reduce(all, key);
     if (round < rounds_with_sinks || round == rounds - 1 || !has_head) {
 #pragma unroll
       for (int i = 0; i < kKeys; ++i) {
@@ -524,7 +587,7 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
       if (round + b < rounds) score_round(rows[b], round + b);
     }
   }
-  const int64_t list = list_of();
+  const int64_t list = list_of(p, r, has_head ? set_of_thread<kSets>() : 0, rank);
   prune<kSets, kFloat, kVector>(s, store, p.plan.quota, p.plan.slots, has_head ? p.slots + list * p.plan.slots : nullptr,
                                 p.bounds + list, [&](int i) { return token_at(i / kKeys, i % kKeys); });
 #endif
