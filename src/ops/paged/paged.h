@@ -122,7 +122,7 @@ enum class PagedPath : int32_t {
 
 struct PagedPlan {
   PagedPath path = PagedPath::kGeneric;
-  // Fused: rows of launch 1, CTAs of a row beside the one of the new tokens, rounds of a warp, keys that a CTA publishes at
+  // Fused: rows of launch 1, CTAs of a row (its new tokens have a warp of another), rounds of a warp, keys that a CTA publishes at
   // least and at most.
   int32_t score_rows = 0;
   int32_t score_ctas = 0;

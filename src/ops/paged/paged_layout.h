@@ -34,7 +34,8 @@ FASA_PAGED_BOTH constexpr int score_round_keys(int row_bytes, int sets) {
   return sets * score_round_tokens(row_bytes) / 32;
 }
 FASA_PAGED_BOTH constexpr int key_vector(int round_keys) { return round_keys < 4 ? round_keys : 4; }
-// Bytes of the queries of `heads` heads in two parts, the largest of each 16 of their dims, and an address and a block a thread.
+// Bytes of the queries of `heads` heads in two parts, the largest of each 16 of their dims, and an address and a block for each
+// thread.
 FASA_PAGED_BOTH constexpr int score_query_bytes(int heads, int dims, int part_bytes) {
   return heads * dims / 16 * 4 + 2 * heads * dims * part_bytes + kThreads * 12;
 }

@@ -2,8 +2,8 @@
 //
 //   S[h, t] = sum_d q[h, d] * code[t, d]     on the tensor cores (paged_codec.cuh)
 //
-// Mapping: score_ctas CTAs a row, a row being (sequence, query token, KV head [, quad of heads]), and one more for
-//   the new tokens. A row's tokens go round its CTAs 16 at a time, so that a hot window of neighbours spreads over all
+// Mapping: score_ctas CTAs a row, a row being (sequence, query token, KV head [, quad of heads]), and a warp of other CTAs
+//   for its new tokens. A row's tokens go round its CTAs 16 at a time, so that a hot window of neighbours spreads over all
 //   of them. In a round a warp scores 2 KB of index rows, four 16-byte pieces a lane, while those of the next round are on
 //   their way to registers. Where a unit of 16 tokens lies is looked up by one lane, for 32 units at a time.
 // Memory: index_row_bytes a token, read once; a few hundred (key, token) pairs a CTA written.
@@ -175,8 +175,8 @@ __device__ __forceinline__ void halve(T (&v)[kSize], bool upper, int bit) {
   }
 }
 
-// A CTA's queries (kTeam = kThreads), or those of a warp alone (kTeam = 32): thread t of the team has values t, t + kTeam..., which
-// go to shared memory in two parts of [kHeads][kDims], relative to the largest of those scored together. Ends with a barrier.
+// A CTA's queries (kTeam = kThreads), or those of a warp alone (kTeam = 32), to shared memory in two parts of [kHeads][kDims],
+// relative to the largest of those scored together: thread t of the team has values t, t + kTeam... Ends with a barrier.
 template <class Codec, int kDims, int kHeads, int kSets, int kTeam, int kMine>
 __device__ __forceinline__ void share_queries(const float (&mine)[kMine], float* largests, char* queries) {
   constexpr int kQueries = kHeads * kDims;
