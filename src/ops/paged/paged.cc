@@ -179,14 +179,13 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   const int64_t units = ceil_div(ceil_div(s.max_length, 16), p.score_ctas) * 16;
   const int64_t round = int64_t{paged::kThreads} / 32 * paged::score_round_tokens(row);
   p.score_iterations = static_cast<int32_t>(ceil_div(units, round));
-  const int heads = four_sets(s) ? 4 : s.fcs_per_query_head != 0 ? 1 : s.group();
+  const int heads = paged::score_heads(four_sets(s) ? 4 : s.fcs_per_query_head != 0 ? 1 : s.group());
   const int part = s.index_type == PagedIndexType::kBF16 || s.index_type == PagedIndexType::kF8E4M3 ? 2 : 1;
-  const int slots_of_heads = heads <= 4 ? 4 : heads <= 8 ? 8 : 16;
   const int64_t scoring = (together == 4 ? paged::kPruneSharedBytes4 : paged::kPruneSharedBytes1) +
-                          paged::score_query_bytes(slots_of_heads, s.index_dims, part) +
+                          paged::score_query_bytes(heads, s.index_dims, part) +
                           int64_t{4} * paged::kThreads * paged::score_round_keys(row, together) * p.score_iterations;
   const int64_t new_tokens =
-      int64_t{paged::kThreads} / 32 * paged::score_new_bytes(slots_of_heads, s.index_dims, part, together);
+      int64_t{paged::kThreads} / 32 * paged::score_new_bytes(heads, s.index_dims, part, together);
   p.score_smem = std::max(scoring, new_tokens);
   p.heads_per_row = s.tokens_per_query_head != 0 ? 1 : std::min(8, s.group());
   p.attend_smem = paged::attend_layout(s.budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,

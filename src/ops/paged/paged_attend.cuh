@@ -61,7 +61,7 @@ __device__ __forceinline__ uint4 join_bounds(const uint4* bounds, int ctas) {
 
 // The lists of a set, `count` (even) entries in shared memory, of which each thread copies and looks at every kThreads-th pair.
 struct Lists {
-  const uint2* slots;
+  uint2* slots;
   int count;
   u32 held[kHeldKeys];
 
@@ -69,9 +69,8 @@ struct Lists {
   static __device__ __forceinline__ int entry(int j, int e) {
     return 2 * (j * kThreads + static_cast<int>(threadIdx.x)) + e;
   }
-  __device__ __forceinline__ void copy(const uint2* from, uint2* to) {
-    slots = to;
-    for (int i = entry(0, 0); i < count; i += 2 * kThreads) copy_async16(shared_address(to + i), from + i);
+  __device__ __forceinline__ void copy(const uint2* from) {
+    for (int i = entry(0, 0); i < count; i += 2 * kThreads) copy_async16(shared_address(slots + i), from + i);
   }
   // After the copies, which need no barrier.
   __device__ __forceinline__ void hold() {

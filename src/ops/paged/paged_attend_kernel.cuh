@@ -413,7 +413,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   bool exact = true;
   if (need != 0) {
     Lists all{slots, count, {}};
-    all.copy(p.slots + r.set * count, slots);
+    all.copy(p.slots + r.set * count);
     const uint4 bounds = join_bounds(p.bounds + r.set * lists, lists);
     __syncthreads();  // for select.clear()
     copy_async_wait();

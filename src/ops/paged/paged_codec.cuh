@@ -38,13 +38,15 @@ __device__ __forceinline__ u32 pack4(int a, int b, int c, int d) {
 }
 __device__ __forceinline__ u32 word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
+__device__ __forceinline__ uint2 two_words(const uint4& v, int i) { return make_uint2(word(v, 2 * i), word(v, 2 * i + 1)); }
+
 // A codec has
 //   kPieceDims, kPartBytes   dims of a piece, bytes of one of them in a part of the query
 //   kSlabs                   products of a piece; operand() gives the two words of each
 //   limit()                  the largest |x| of a query after scaling
 //   store_query()            writes dim `d` of a head's parts at `high` and `low` (whole pieces, kPieceDims * kPartBytes each)
 //   join()                   a score from the sums of both parts
-//   encode()                 the code of kPieceDims values
+//   encode_word()            the code of a quarter of a piece
 template <PagedIndexType kType>
 struct Codec;
 
@@ -69,17 +71,12 @@ template <>
 struct Codec<PagedIndexType::kI8> : IntegerCodec {
   static constexpr int kPieceDims = 16;
   static constexpr int kSlabs = 2;
-  static __device__ __forceinline__ uint2 operand(const uint4& piece, int slab) {
-    return make_uint2(word(piece, 2 * slab), word(piece, 2 * slab + 1));
-  }
+  static __device__ __forceinline__ uint2 operand(const uint4& piece, int slab) { return two_words(piece, slab); }
   static __device__ __forceinline__ void store_query(float x, int d, char* high, char* low) {
     split(x, high + d, low + d);
   }
   static __device__ __forceinline__ u32 encode_word(const float* x) {
     return pack4(encode_int(x[0], 127), encode_int(x[1], 127), encode_int(x[2], 127), encode_int(x[3], 127));
-  }
-  static __device__ __forceinline__ uint4 encode(const float* x) {
-    return make_uint4(encode_word(x), encode_word(x + 4), encode_word(x + 8), encode_word(x + 12));
   }
 };
 
@@ -102,9 +99,6 @@ struct Codec<PagedIndexType::kI4> : IntegerCodec {
 #pragma unroll
     for (int j = 0; j < 8; ++j) w |= (static_cast<u32>(encode_int(x[j], 7)) & 15U) << (4 * j);
     return w;
-  }
-  static __device__ __forceinline__ uint4 encode(const float* x) {
-    return make_uint4(encode_word(x), encode_word(x + 8), encode_word(x + 16), encode_word(x + 24));
   }
 };
 
@@ -142,9 +136,6 @@ struct Codec<PagedIndexType::kF8E4M3> : FloatCodec {
   static __device__ __forceinline__ u32 encode_word(const float* x) {
     return encode_fp8(x[0]) | encode_fp8(x[1]) << 8 | encode_fp8(x[2]) << 16 | encode_fp8(x[3]) << 24;
   }
-  static __device__ __forceinline__ uint4 encode(const float* x) {
-    return make_uint4(encode_word(x), encode_word(x + 4), encode_word(x + 8), encode_word(x + 12));
-  }
 };
 
 template <>
@@ -152,9 +143,7 @@ struct Codec<PagedIndexType::kBF16> : FloatCodec {
   static constexpr int kPieceDims = 8;
   static constexpr int kSlabs = 2;
   static __device__ __forceinline__ float limit() { return 1.0F; }
-  static __device__ __forceinline__ uint2 operand(const uint4& piece, int slab) {
-    return make_uint2(word(piece, 2 * slab), word(piece, 2 * slab + 1));
-  }
+  static __device__ __forceinline__ uint2 operand(const uint4& piece, int slab) { return two_words(piece, slab); }
   static __device__ __forceinline__ void multiply(float (&d)[4], const u32 (&q)[4], uint2 words) {
     mma_bf16(d, q[0], q[1], q[2], q[3], words.x, words.y);
   }
@@ -164,9 +153,14 @@ struct Codec<PagedIndexType::kBF16> : FloatCodec {
     reinterpret_cast<__nv_bfloat16*>(low)[d] = __float2bfloat16_rn(x - __bfloat162float(h));
   }
   static __device__ __forceinline__ u32 encode_word(const float* x) { return encode_bf16(x[0]) | encode_bf16(x[1]) << 16; }
-  static __device__ __forceinline__ uint4 encode(const float* x) {
-    return make_uint4(encode_word(x), encode_word(x + 2), encode_word(x + 4), encode_word(x + 6));
-  }
 };
+
+// The code of a piece's values.
+template <class Codec>
+__device__ __forceinline__ uint4 encode_piece(const float (&x)[Codec::kPieceDims]) {
+  constexpr int kQuarter = Codec::kPieceDims / 4;
+  return make_uint4(Codec::encode_word(x), Codec::encode_word(x + kQuarter), Codec::encode_word(x + 2 * kQuarter),
+                    Codec::encode_word(x + 3 * kQuarter));
+}
 
 }  // namespace fasa::ops::paged

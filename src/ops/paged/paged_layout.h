@@ -34,6 +34,8 @@ FASA_PAGED_BOTH constexpr int score_round_keys(int row_bytes, int sets) {
   return sets * score_round_tokens(row_bytes) / 32;
 }
 FASA_PAGED_BOTH constexpr int key_vector(int round_keys) { return round_keys < 4 ? round_keys : 4; }
+// Heads that the kernel for `heads` heads scored together has room for.
+FASA_PAGED_BOTH constexpr int score_heads(int heads) { return heads <= 4 ? 4 : heads <= 8 ? 8 : 16; }
 // Bytes of the queries of `heads` heads in two parts, the largest of each 16 of their dims, and an address and a block for each
 // thread.
 FASA_PAGED_BOTH constexpr int score_query_bytes(int heads, int dims, int part_bytes) {

@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads) pick_kernel(const __grid_constant__ 
   grid_wait();
   grid_launch_dependents();
   Lists lists{slots, count, {}};
-  lists.copy(p.slots + static_cast<int64_t>(blockIdx.x) * count, slots);
+  lists.copy(p.slots + static_cast<int64_t>(blockIdx.x) * count);
   const uint4 bounds = join_bounds(p.bounds + static_cast<int64_t>(blockIdx.x) * p.plan.score_ctas, p.plan.score_ctas);
   __syncthreads();  // for s.clear()
   copy_async_wait();
