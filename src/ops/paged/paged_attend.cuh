@@ -28,8 +28,9 @@ inline constexpr int kHeldKeys = 8;
 
 struct SelectShared {
   u32 hist[kPruneBins];
-  u32 warps[32];
-  u32 ties[kSelectTies];
+  u32 none[32];  // where a lane counts what is not to be counted, which takes no branch
+  uint4 warps[kThreads / 32 / 4];
+  u32 ties[kSelectTies];  // 0 past the last one
   u32 num_ties;
   u32 tie_key;
   u32 tie_equal;
@@ -37,6 +38,7 @@ struct SelectShared {
   // Followed by a barrier.
   __device__ void clear() {
     for (int i = threadIdx.x; i < kPruneBins; i += kThreads) hist[i] = 0;
+    if (threadIdx.x < kSelectTies) ties[threadIdx.x] = 0;
     if (threadIdx.x == 0) num_ties = 0;
   }
 };
@@ -51,6 +53,7 @@ struct Threshold {
 // What the bounds of all CTAs of launch 1 say together; every warp reads them for itself.
 __device__ __forceinline__ uint4 join_bounds(const uint4* bounds, int ctas) {
   uint4 all = make_uint4(0, 0, 0xFFFFFFFFU, 0);
+#pragma unroll 1
   for (int i = threadIdx.x & 31; i < ctas; i += 32) {
     const uint4 b = load_stream<uint4>(bounds + i);
     all = make_uint4(max(all.x, b.x), max(all.y, b.y), min(all.z, b.z), all.w + b.w);
@@ -70,6 +73,7 @@ struct Lists {
     return 2 * (j * kThreads + static_cast<int>(threadIdx.x)) + e;
   }
   __device__ __forceinline__ void copy(const uint2* from) {
+#pragma unroll 1
     for (int i = entry(0, 0); i < count; i += 2 * kThreads) copy_async16(shared_address(slots + i), from + i);
   }
   // After the copies, which need no barrier.
@@ -83,28 +87,42 @@ struct Lists {
       held[j + 1] = pair.z;
     }
   }
-  // f(key, j) for each entry of this thread, the j-th; key 0: none.
+  // f(key) for each entry of this thread; key 0: none.
   template <class F>
   __device__ __forceinline__ void for_each(const F& f) const {
+    for_held([&](u32 k, int) { f(k); });
+    for_others([&](const uint4& pair) {
+      f(pair.x);
+      f(pair.z);
+    });
+  }
+  // f(key, j) for those held, the j-th.
+  template <class F>
+  __device__ __forceinline__ void for_held(const F& f) const {
 #pragma unroll
-    for (int j = 0; j < kHeldKeys; ++j) f(held[j], j);
-#pragma unroll 4
-    for (int j = kHeldKeys; entry(j / 2, 0) < count; j += 2) {
-      const uint4 pair = *reinterpret_cast<const uint4*>(slots + entry(j / 2, 0));
-      f(pair.x, j);
-      f(pair.z, j + 1);
+    for (int j = 0; j < kHeldKeys; j += 4) {
+      if (j * kThreads >= count) break;
+#pragma unroll
+      for (int i = j; i < j + 4; ++i) f(held[i], i);
     }
+  }
+  // f(pair of entries) for the others.
+  template <class F>
+  __device__ __forceinline__ void for_others(const F& f) const {
+#pragma unroll 2
+    for (int j = kHeldKeys / 2; entry(j, 0) < count; ++j) f(*reinterpret_cast<const uint4*>(slots + entry(j, 0)));
   }
 };
 
 // How `key` stands among the first `inside` of `ties`.
 __device__ __forceinline__ void rank_tie(const u32* ties, u32 inside, u32 key, u32& greater, u32& same) {
   greater = same = 0;
-#pragma unroll 4
-  for (u32 j = 0; j < inside; ++j) {
-    const u32 k = ties[j];
-    greater += k > key ? 1U : 0U;
-    same += k == key ? 1U : 0U;
+  for (u32 j = 0; j < inside; j += 4) {
+    const uint4 four = *reinterpret_cast<const uint4*>(ties + j);
+    for (const u32 k : {four.x, four.y, four.z, four.w}) {
+      greater += k > key ? 1U : 0U;
+      same += k == key ? 1U : 0U;
+    }
   }
 }
 
@@ -137,63 +155,89 @@ __device__ __forceinline__ void rank_ties(SelectShared& s, u32 inside, u32 want,
   equal = s.tie_equal;
 }
 
+// Keys first..last of the lists, of which the want-th best is wanted, want being `need` less those above them.
+struct KeyRange {
+  u32 first;
+  u32 last;
+  u32 above;    // keys above `last`
+  u32 through;  // and with those in the range
+
+  __device__ __forceinline__ u32 inside() const { return through - above; }
+};
+// The bin, one of kPruneBins from `from` to `to`, that holds the need-th best key; the first bin begins at `least`.
+__device__ __forceinline__ KeyRange range_of_bin(const u32* hist, u32 above, u32 need, u32 least, u32 from, u32 to, int shift) {
+  const BinFound f = find_bin(hist, above, need);
+  const u32 start = from + (static_cast<u32>(f.bin) << shift);
+  return {f.bin == 0 ? least : start, min(to, start + ((1U << shift) - 1U)), f.before, f.through};
+}
+// Narrows until few keys are inside, or only equal ones, or all of them are wanted and above `least`. Rare: a call.
+__device__ __noinline__ inline KeyRange narrow(u32* hist, const uint2* slots, int count, u32 need, KeyRange r, u32 least) {
+  do {
+    __syncthreads();
+    for (int i = threadIdx.x; i < kPruneBins; i += kThreads) hist[i] = 0;
+    __syncthreads();
+    const int shift = bin_shift(r.last - r.first, 9);
+    for (int i = threadIdx.x; i < count; i += kThreads) {
+      const u32 k = slots[i].x;
+      if (k >= r.first && k <= r.last) atomicAdd(&hist[bin_place((k - r.first) >> shift)], 1U);
+    }
+    __syncthreads();
+    r = range_of_bin(hist, r.above, need, r.first, r.first, r.last, shift);
+  } while (r.inside() > kSelectTies && r.first != r.last && (r.through != need || r.first <= least));
+  return r;
+}
+
 // The `need` best of the lists, whose bounds are known.
 __device__ __forceinline__ Threshold find_threshold(SelectShared& s, const Lists& lists, u32 need, const uint4& bounds) {
   if (bounds.w < need) return {0, 0, bounds.w, bounds.x == 0};
-  u32 from = min(bounds.z, bounds.y);  // few keys are below it, at first: they count as it
-  u32 to = bounds.y;
-  u32 least = 1;
-  u32 above = 0;
-  Threshold t = {0, 0, need, false};
-  while (true) {
-    const int shift = bin_shift(to - from, 9);
-    lists.for_each([&](u32 k, int) {
-      if (k >= least && k <= to) atomicAdd(&s.hist[bin_place((max(k, from) - from) >> shift)], 1U);
+  const u32 from = min(bounds.z, bounds.y);  // few keys are below it: they count as it
+  const int shift = bin_shift(bounds.y - from, 9);
+  u32* none = s.none + (threadIdx.x & 31);
+  lists.for_each([&](u32 k) {
+    u32* bin = s.hist + bin_place((max(k, from) - from) >> shift);
+    atomicAdd(k != 0 ? bin : none, 1U);
+  });
+  __syncthreads();
+  KeyRange r = range_of_bin(s.hist, 0, need, 1, from, bounds.y, shift);
+  if (r.inside() > kSelectTies && r.first != r.last && (r.through != need || r.first <= bounds.x)) {
+    r = narrow(s.hist, lists.slots, lists.count, need, r, bounds.x);
+  }
+  Threshold t = {r.first, need - r.above, need, false};
+  if (r.through == need && r.first > bounds.x) {
+    t = {r.first - 1U, 0, need, false};
+  } else if (r.first != r.last) {
+    const auto put = [&](u32 k) {
+      if (k >= r.first && k <= r.last) s.ties[atomicAdd(&s.num_ties, 1U)] = k;
+    };
+    u32 ties = 0;  // of the keys held: few threads have any
+    lists.for_held([&](u32 k, int) { ties += k >= r.first && k <= r.last ? 1U : 0U; });
+    if (ties != 0) lists.for_held([&](u32 k, int) { put(k); });
+    lists.for_others([&](const uint4& pair) {
+      put(pair.x);
+      put(pair.z);
     });
     __syncthreads();
-    const BinFound f = find_bin(s.hist, above, need);
-    const u32 last = min(to, from + (static_cast<u32>(f.bin) << shift) + ((1U << shift) - 1U));
-    const u32 first = f.bin == 0 ? least : from + (static_cast<u32>(f.bin) << shift);
-    const u32 inside = f.through - f.before;
-    if (f.through == need && first > bounds.x) {
-      t.key = first - 1U;
-      break;
-    }
-    if (first == last) {
-      t.key = first;
-      t.equal = need - f.before;
-      break;
-    }
-    if (inside <= kSelectTies) {
-      lists.for_each([&](u32 k, int) {
-        if (k >= first && k <= last) s.ties[atomicAdd(&s.num_ties, 1U)] = k;
-      });
-      __syncthreads();
-      rank_ties(s, inside, need - f.before, t.key, t.equal);
-      break;
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < kPruneBins; i += kThreads) s.hist[i] = 0;
-    above = f.before;
-    from = least = first;
-    to = last;
-    __syncthreads();
+    rank_ties(s, r.inside(), need - r.above, t.key, t.equal);
   }
   t.exact = bounds.x <= t.key;
   return t;
 }
 
-// Calls emit(token, place) for every kept entry; places 0..kept-1 in a fixed order.
-template <class Emit>
-__device__ __forceinline__ void emit_kept(u32* warps, const Lists& lists, const Threshold& t, const Emit& emit) {
+// Calls emit(token, place) for every kept entry whose place is wanted; places 0..kept-1 in a fixed order.
+template <class Wanted, class Emit>
+__device__ __forceinline__ void emit_kept(uint4* warps, const Lists& lists, const Threshold& t, const Wanted& wanted,
+                                          const Emit& emit) {
   // Both counts in one word: above in the low half, equal in the high one (count < 2^16).
+  const u32 of_equal = t.equal != 0 ? 0x10000U : 0U;
+  const auto count_of = [&](u32 k) { return k > t.key ? 1U : k == t.key ? of_equal : 0U; };
   u32 mine = 0;
   u32 held = 0;  // kept, of the keys held
-  lists.for_each([&](u32 k, int j) {
-    const u32 count = k > t.key ? 1U : (k == t.key && t.equal != 0) ? 0x10000U : 0U;
+  lists.for_held([&](u32 k, int j) {
+    const u32 count = count_of(k);
     mine += count;
-    if (j < kHeldKeys) held |= (count != 0 ? 1U : 0U) << j;
+    held |= (count != 0 ? 1U : 0U) << j;
   });
+  lists.for_others([&](const uint4& pair) { mine += count_of(pair.x) + count_of(pair.z); });
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
   u32 x = mine;
@@ -202,33 +246,32 @@ __device__ __forceinline__ void emit_kept(u32* warps, const Lists& lists, const 
     const u32 y = __shfl_up_sync(kFullWarp, x, o);
     if (lane >= o) x += y;
   }
-  if (lane == 31) warps[warp] = x;
+  if (lane == 31) (&warps[0].x)[warp] = x;
   __syncthreads();
   if (mine == 0) return;
   u32 place = x - mine;
+  const uint4 of[2] = {warps[0], warps[1]};
+  static_assert(kThreads / 32 == 8);
 #pragma unroll
-  for (int w = 0; w < kThreads / 32; ++w) place += w < warp ? warps[w] : 0U;
+  for (int w = 0; w < 8; ++w) place += w < warp ? (&of[0].x)[w] : 0U;
   const u32 above = t.kept - t.equal;
   const auto emit_entry = [&](u32 key, u32 token) {
-    if (key > t.key) {
-      emit(static_cast<int>(token), place & 0xFFFFU);
-      place += 1U;
-    } else if (key == t.key && t.equal != 0) {
-      if ((place >> 16) < t.equal) emit(static_cast<int>(token), above + (place >> 16));
-      place += 0x10000U;
-    }
+    const u32 count = count_of(key);
+    if (count == 0) return;
+    const u32 at = count == 1 ? place & 0xFFFFU : above + (place >> 16);
+    if ((count == 1 || place >> 16 < t.equal) && wanted(at)) emit(static_cast<int>(token), at);
+    place += count;
   };
+#pragma unroll 1
   for (; held != 0; held &= held - 1U) {
     const int j = __ffs(static_cast<int>(held)) - 1;
     const uint2 e = lists.slots[Lists::entry(j / 2, j & 1)];
     emit_entry(e.x, e.y);
   }
-#pragma unroll 2
-  for (int j = kHeldKeys; Lists::entry(j / 2, 0) < lists.count; j += 2) {
-    const uint4 pair = *reinterpret_cast<const uint4*>(lists.slots + Lists::entry(j / 2, 0));
+  lists.for_others([&](const uint4& pair) {
     emit_entry(pair.x, pair.y);
     emit_entry(pair.z, pair.w);
-  }
+  });
 }
 
 template <bool kF16>

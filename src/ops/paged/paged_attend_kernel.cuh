@@ -99,16 +99,14 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* lis
       mma_16x8x16<kF16>(s[h], q.z, 0, q.w, 0, k[h][j].z, k[h][j].w);
     }
   }
-  const float log2e = 1.44269504F;
-  const float scale = p.a.softcap > 0 ? p.a.scale / p.a.softcap : p.a.scale * log2e;
   float w[2][2];
   float highest = o.highest;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
 #pragma unroll
     for (int x = 0; x < 2; ++x) {
-      float a = s[h][x] * scale;
-      if (p.a.softcap > 0) a = p.a.softcap * log2e * tanhf(a);
+      float a = s[h][x] * p.score_factor;
+      if (p.score_cap > 0) a = p.score_cap * tanhf(a);
       w[h][x] = first + h * 8 + 2 * c + x < n ? a : -1e30F;
       highest = fmaxf(highest, w[h][x]);
     }
@@ -227,22 +225,28 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
   const int busy = min((n + 15) / 16, kWarps);
   if (tid >> 5 < busy) store_partial<kDim>(o, r.heads, of_warps, sums);
   __syncthreads();
-  // Maximum of head h over the warps.
-  const auto highest = [&](int h) {
+  // Maximum of head h over the warps, and what each warp's sums count relative to it.
+  const auto weigh = [&](int h, float(&weights)[kWarps]) {
     float m = -1e30F;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) m = fmaxf(m, w < busy ? of_warps[w * 16 + h] : -1e30F);
+    for (int w = 0; w < kWarps; ++w) {
+      weights[w] = w < busy ? of_warps[w * 16 + h] : -1e30F;
+      m = fmaxf(m, weights[w]);
+    }
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) weights[w] = exp2f(weights[w] - m);
     return m;
   };
   for (int i = tid; i < r.heads * (kDim / 4); i += kThreads) {
     const int h = i / (kDim / 4);
-    const float m = highest(h);
+    float weights[kWarps];
+    weigh(h, weights);
     float4 value = {0, 0, 0, 0};
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      if (w >= busy) continue;
-      const float f = exp2f(of_warps[w * 16 + h] - m);
-      const float4 v = reinterpret_cast<const float4*>(sums + w * r.heads * kDim)[i];
+      const float f = weights[w];
+      float4 v = {0, 0, 0, 0};
+      if (w < busy) v = reinterpret_cast<const float4*>(sums + w * r.heads * kDim)[i];
       value = {value.x + f * v.x, value.y + f * v.y, value.z + f * v.z, value.w + f * v.w};
     }
     const int chunk = i >> 3;
@@ -250,18 +254,18 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
     const int at = (x.rank * x.capacity() + (chunk >> x.log_size)) * 32 + (i & 7) * 4;
     x.store(reinterpret_cast<float4*>(inbox + at), owner, value);
   }
-  if (tid < 8 * x.size) {
-    const int h = tid & 7;
+  // By the last threads, which have no sums where there are few heads.
+  const int other = kThreads - 1 - tid;
+  if (other < 8 * x.size) {
+    const int h = other & 7;
     float2 stat = {-1e30F, 0};
     if (h < r.heads) {
-      stat.x = highest(h);
+      float weights[kWarps];
+      stat.x = weigh(h, weights);
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        if (w < busy) stat.y += exp2f(of_warps[w * 16 + h] - stat.x) * of_warps[w * 16 + 8 + h];
-      }
+      for (int w = 0; w < kWarps; ++w) stat.y += weights[w] * (w < busy ? of_warps[w * 16 + 8 + h] : 0.0F);
     }
-    const int to = tid >> 3;
-    x.store(stats + x.rank * 8 + h, to, stat);
+    x.store(stats + x.rank * 8 + h, other >> 3, stat);
   }
   x.wait();
   for (int j = tid; j < x.mine() * 32; j += kThreads) {
@@ -270,17 +274,21 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
     const bool has_sink = p.a.sink_logits != nullptr;
     const float sink = has_sink ? __ldg(p.a.sink_logits + r.head0 + h) * 1.44269504F : -1e30F;
     float m = sink;
+    float2 of_cta[8];
+    float values[8];
 #pragma unroll
-    for (int k = 0; k < 8; ++k) m = fmaxf(m, k < x.size ? stats[k * 8 + h].x : -1e30F);
+    for (int k = 0; k < 8; ++k) {
+      of_cta[k] = k < x.size ? stats[k * 8 + h] : make_float2(-1e30F, 0);
+      values[k] = k < x.size ? inbox[k * x.capacity() * 32 + j] : 0.0F;
+      m = fmaxf(m, of_cta[k].x);
+    }
     float value = 0;
     float sum = has_sink ? exp2f(sink - m) : 0.0F;
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
-      if (k >= x.size) continue;
-      const float2 stat = stats[k * 8 + h];
-      const float f = exp2f(stat.x - m);
-      value += f * inbox[k * x.capacity() * 32 + j];
-      sum += f * stat.y;
+      const float f = exp2f(of_cta[k].x - m);
+      value += f * values[k];
+      sum += f * of_cta[k].y;
     }
     const float out = sum == 0.0F ? 0.0F : __fdividef(value, sum);
     char* to = static_cast<char*>(p.a.out.data) + r.seq * p.a.out.seq_stride + r.query * p.a.out.token_stride +
@@ -360,8 +368,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   const int lists = p.plan.lists();
   const int count = p.plan.entries();
   const Exchange<kDim> exchange{memory,
-                                attend_layout(shape.budget, kDim, p.plan.heads_per_row, count, shape.index_dims,
-                                              table_entries(shape.max_length, shape.page_size)),
+                                p.layout,
                                 r.heads * kDim / 32,
                                 size,
                                 rank,
@@ -388,50 +395,57 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   select.clear();
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   int* own_table = reinterpret_cast<int*>(memory + exchange.layout.table);
-  const int entries = seen > 0 ? min(table_entries(shape.max_length, shape.page_size), place_of(p, seen - 1).page + 1) : 0;
+  const int entries = seen > 0 ? min(p.table_entries, place_of(p, seen - 1).page + 1) : 0;
   for (int i = tid; i < entries; i += kThreads) copy_async4(shared_address(own_table + i), table + i);
+
+  const bool all_kept = seen <= shape.budget;
+  const int forced = all_kept ? max(seen, 0) : shape.sinks + shape.recent;
+  const u32 need = all_kept ? 0U : static_cast<u32>(shape.budget - forced);
+  u32 kept = static_cast<u32>(forced);
+  const bool reports = p.a.kept != nullptr && r.reports;
+  int32_t* report = p.a.kept + (reports ? r.set * shape.budget : 0);
+  // Place i of the kept tokens goes to CTA i mod size, and CTA 0 reports all.
+  const bool reporter = reports && rank == 0;
+  const auto is_mine = [&](u32 i) { return (i & static_cast<u32>(size - 1)) == static_cast<u32>(rank); };
+  const auto put = [&](int token, u32 i) {
+    if (is_mine(i)) list[i >> exchange.log_size].x = token;
+    if (reporter) report[i] = token;
+  };
+  for (int i = tid; i < forced; i += kThreads) {
+    put(all_kept || i < shape.sinks ? i : seen - shape.recent + (i - shape.sinks), static_cast<u32>(i));
+  }
+  const uint2* lists_of_set = p.slots + r.set * count;
+  const uint4* bounds_of_set = p.bounds + r.set * lists;
+  touch(lists_of_set);
+  touch(bounds_of_set);
+  T::wait();  // it empties L1, which nothing is in yet
   grid_wait();
   grid_launch_dependents();
-  T::wait();
   if (seen <= 0) {
     write_nothing<kDim>(p, r);
     return;
   }
 
-  const bool all_kept = seen <= shape.budget;
-  const int forced = all_kept ? seen : shape.sinks + shape.recent;
-  const u32 need = all_kept ? 0U : static_cast<u32>(shape.budget - forced);
-  u32 kept = static_cast<u32>(forced);
-  const bool reports = p.a.kept != nullptr && r.reports;
-  int32_t* report = p.a.kept + (reports ? r.set * shape.budget : 0);
-  // Place i of the kept tokens goes to CTA i mod size.
-  const auto put = [&](int token, u32 i) {
-    const u32 turn = i >> exchange.log_size;
-    if ((i & static_cast<u32>(size - 1)) == static_cast<u32>(rank)) list[turn].x = token;
-    if (reports && rank == 0) report[i] = token;
-  };
   bool exact = true;
   if (need != 0) {
     Lists all{slots, count, {}};
-    all.copy(p.slots + r.set * count);
-    const uint4 bounds = join_bounds(p.bounds + r.set * lists, lists);
+    all.copy(lists_of_set);
+    const uint4 bounds = join_bounds(bounds_of_set, lists);
     __syncthreads();  // for select.clear()
     copy_async_wait();
     all.hold();
     const Threshold t = find_threshold(select, all, need, bounds);
     exact = t.exact;
     if (exact) {
-      emit_kept(select.warps, all, t, [&](int token, u32 i) { put(token, static_cast<u32>(forced) + i); });
+      const auto first = static_cast<u32>(forced);
+      emit_kept(
+          select.warps, all, t, [&](u32 i) { return reporter || is_mine(first + i); },
+          [&](int token, u32 i) { put(token, first + i); });
       kept += t.kept;
     }
   }
-  int n;
-  if (exact) {
-    for (int i = tid; i < forced; i += kThreads) {
-      put(all_kept || i < shape.sinks ? i : seen - shape.recent + (i - shape.sinks), static_cast<u32>(i));
-    }
-    n = (static_cast<int>(kept) - rank + size - 1) >> exchange.log_size;
-  } else {
+  int n = (static_cast<int>(kept) - rank + size - 1) >> exchange.log_size;
+  if (!exact) {
     __syncthreads();
     n = static_cast<int>(
         select_again(p, r, seen, *reinterpret_cast<ExactShared*>(memory), reinterpret_cast<u32*>(slots), list, &kept));

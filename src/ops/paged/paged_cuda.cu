@@ -127,6 +127,12 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, Pieces pieces, c
   params.slots = pieces.take<uint2>(sets * plan.entries());
   params.bounds = pieces.take<uint4>(sets * plan.lists());
   set_page_division(s.page_size, params);
+  params.table_entries = paged::table_entries(s.max_length, s.page_size);
+  params.layout = paged::attend_layout(s.budget, s.head_dim, plan.heads_per_row, plan.entries(), s.index_dims,
+                                       params.table_entries);
+  constexpr float kLog2E = 1.44269504F;
+  params.score_factor = args.softcap > 0 ? args.scale / args.softcap : args.scale * kLog2E;
+  params.score_cap = args.softcap > 0 ? args.softcap * kLog2E : 0.0F;
   params.cta_factor = 0xFFFFFFFFU / static_cast<uint32_t>(plan.score_ctas);
   params.rows_of_token = static_cast<int32_t>(plan.score_rows / tokens);
   // Beside the rows: CTAs for the new tokens, a warp a row (paged_score.cuh).

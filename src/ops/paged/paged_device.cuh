@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "src/ops/paged/paged.h"
+#include "src/ops/paged/paged_layout.h"
 
 namespace fasa::ops::paged {
 
@@ -22,6 +23,10 @@ struct StepParams {
   uint4* bounds = nullptr;  // [score sets][score_ctas] of these lists (paged_prune.cuh)
   u32 page_factor = 0;      // page of a token: high word of 2 * token * page_factor, shifted right
   int32_t page_shift = 0;
+  AttendLayout layout;        // of launch 2
+  int32_t table_entries = 0;  // of the block table, that launch 2 copies
+  float score_factor = 0;     // of q.k: to the base of 2, or relative to the cap
+  float score_cap = 0;        // soft-cap to the base of 2; 0: none
   u32 cta_factor = 0;         // 2^32 / plan.score_ctas, at most 2^32 - 1
   int32_t rows_of_token = 0;  // of launch 1
 };
@@ -79,6 +84,11 @@ __device__ __forceinline__ uint4 load_row(const void* p) {
   return v;
 }
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+// Has the address translated before it is needed. The value is not used: it may be anything.
+__device__ __forceinline__ void touch(const void* p) {
+  u32 v;
+  asm volatile("ld.volatile.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
+}
 __device__ __forceinline__ u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 __device__ __forceinline__ void copy_async16(u32 shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");

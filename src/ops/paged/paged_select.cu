@@ -73,7 +73,8 @@ __global__ void __launch_bounds__(kThreads) pick_kernel(const __grid_constant__ 
   const Threshold t = find_threshold(s, lists, p.a.budget, bounds);
   u32 n = t.kept;
   if (t.exact) {
-    emit_kept(s.warps, lists, t, [&](int token, u32 i) { kept[i] = token; });
+    emit_kept(
+        s.warps, lists, t, [](u32) { return true; }, [&](int token, u32 i) { kept[i] = token; });
   } else {
     const float* row = p.a.scores + static_cast<int64_t>(blockIdx.x) * p.a.row_stride;
     __syncthreads();
