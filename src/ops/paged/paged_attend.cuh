@@ -47,7 +47,7 @@ struct Threshold {
   u32 key;     // kept: keys above it,
   u32 equal;   // and this many equal to it, the first ones
   u32 kept;    // in all
-  bool exact;  // no CTA kept back a key above `key` (one equal to it is as good as those kept)
+  bool exact;  // no CTA kept back a key above the last one kept (one equal to it is as good)
 };
 
 // What the bounds of all CTAs of launch 1 say together; every warp reads them for itself.
@@ -106,17 +106,22 @@ struct Lists {
       for (int i = j; i < j + 4; ++i) f(held[i], i);
     }
   }
-  // f(pair of entries) for the others.
+  // f(pair of entries) for the others, by whole warps.
   template <class F>
   __device__ __forceinline__ void for_others(const F& f) const {
 #pragma unroll 2
-    for (int j = kHeldKeys / 2; entry(j, 0) < count; ++j) f(*reinterpret_cast<const uint4*>(slots + entry(j, 0)));
+    for (int j = kHeldKeys / 2; 2 * j * kThreads < count; ++j) {
+      uint4 pair = make_uint4(0, 0, 0, 0);
+      if (entry(j, 0) < count) pair = *reinterpret_cast<const uint4*>(slots + entry(j, 0));
+      f(pair);
+    }
   }
 };
 
 // How `key` stands among the first `inside` of `ties`.
 __device__ __forceinline__ void rank_tie(const u32* ties, u32 inside, u32 key, u32& greater, u32& same) {
   greater = same = 0;
+#pragma unroll 1
   for (u32 j = 0; j < inside; j += 4) {
     const uint4 four = *reinterpret_cast<const uint4*>(ties + j);
     for (const u32 k : {four.x, four.y, four.z, four.w}) {
@@ -130,6 +135,12 @@ __device__ __forceinline__ void rank_tie(const u32* ties, u32 inside, u32 key, u
 __device__ __forceinline__ void rank_ties(SelectShared& s, u32 inside, u32 want, u32& key, u32& equal) {
   u32 greater;
   u32 same;
+  // Where all keys equal to it are wanted, they count as above the key below it.
+  const auto settle = [&](u32 k, u32 above, u32 among) {
+    const bool all = above + among == want;
+    key = all ? k - 1U : k;
+    equal = all ? 0U : want - above;
+  };
   if (inside <= 32) {
     // Every warp for itself, which saves a barrier.
     const u32 lane = threadIdx.x & 31;
@@ -137,17 +148,16 @@ __device__ __forceinline__ void rank_ties(SelectShared& s, u32 inside, u32 want,
     rank_tie(s.ties, inside, mine, greater, same);
     const bool is_it = lane < inside && greater < want && greater + same >= want;
     const int it = __ffs(static_cast<int>(__ballot_sync(kFullWarp, is_it))) - 1;
-    key = __shfl_sync(kFullWarp, mine, it);
-    equal = want - __shfl_sync(kFullWarp, greater, it);
+    settle(__shfl_sync(kFullWarp, mine, it), __shfl_sync(kFullWarp, greater, it), __shfl_sync(kFullWarp, same, it));
     return;
   }
   if (threadIdx.x < inside) {
     const u32 mine = s.ties[threadIdx.x];
     rank_tie(s.ties, inside, mine, greater, same);
     if (greater < want && greater + same >= want) {
-      // Equal keys all write the same.
-      s.tie_key = mine;
-      s.tie_equal = want - greater;
+      settle(mine, greater, same);
+      s.tie_key = key;  // equal keys all write the same
+      s.tie_equal = equal;
     }
   }
   __syncthreads();
@@ -209,9 +219,18 @@ __device__ __forceinline__ Threshold find_threshold(SelectShared& s, const Lists
     const auto put = [&](u32 k) {
       if (k >= r.first && k <= r.last) s.ties[atomicAdd(&s.num_ties, 1U)] = k;
     };
-    u32 ties = 0;  // of the keys held: few threads have any
-    lists.for_held([&](u32 k, int) { ties += k >= r.first && k <= r.last ? 1U : 0U; });
-    if (ties != 0) lists.for_held([&](u32 k, int) { put(k); });
+    u32 ties = 0;  // of the keys held: few threads have any, and hardly one has two
+    u32 tie = 0;
+    lists.for_held([&](u32 k, int) {
+      const bool inside = k >= r.first && k <= r.last;
+      ties += inside ? 1U : 0U;
+      tie = inside ? k : tie;
+    });
+    if (ties == 1) {
+      put(tie);
+    } else if (ties > 1) {
+      lists.for_held([&](u32 k, int) { put(k); });
+    }
     lists.for_others([&](const uint4& pair) {
       put(pair.x);
       put(pair.z);
@@ -219,59 +238,52 @@ __device__ __forceinline__ Threshold find_threshold(SelectShared& s, const Lists
     __syncthreads();
     rank_ties(s, r.inside(), need - r.above, t.key, t.equal);
   }
-  t.exact = bounds.x <= t.key;
+  t.exact = bounds.x <= (t.equal != 0 ? t.key : t.key + 1U);
   return t;
 }
 
-// Calls emit(token, place) for every kept entry whose place is wanted; places 0..kept-1 in a fixed order.
+// Calls emit(token, place) for every kept entry whose place is wanted; places 0..kept-1 in a fixed order: warp by warp, a lane's
+// entries one after the other.
 template <class Wanted, class Emit>
-__device__ __forceinline__ void emit_kept(uint4* warps, const Lists& lists, const Threshold& t, const Wanted& wanted,
+__device__ __forceinline__ void emit_kept(SelectShared& s, const Lists& lists, const Threshold& t, const Wanted& wanted,
                                           const Emit& emit) {
-  // Both counts in one word: above in the low half, equal in the high one (count < 2^16).
-  const u32 of_equal = t.equal != 0 ? 0x10000U : 0U;
-  const auto count_of = [&](u32 k) { return k > t.key ? 1U : k == t.key ? of_equal : 0U; };
-  u32 mine = 0;
-  u32 held = 0;  // kept, of the keys held
-  lists.for_held([&](u32 k, int j) {
-    const u32 count = count_of(k);
-    mine += count;
-    held |= (count != 0 ? 1U : 0U) << j;
-  });
-  lists.for_others([&](const uint4& pair) { mine += count_of(pair.x) + count_of(pair.z); });
-  const int lane = threadIdx.x & 31;
+  const u32 before = (1U << (threadIdx.x & 31)) - 1U;
   const int warp = threadIdx.x >> 5;
-  u32 x = mine;
+  // First those above the threshold, then, in a second turn that is rare, of those equal to it the first ones.
+  const auto turn = [&](const auto& is_kept, u32 from, u32 to) {
+    u32 masks[kHeldKeys];  // lanes that keep their j-th key
+    u32 total = 0;
+    lists.for_held([&](u32 k, int j) {
+      masks[j] = __ballot_sync(kFullWarp, is_kept(k));
+      total += static_cast<u32>(__popc(masks[j]));
+    });
+    lists.for_others([&](const uint4& pair) {
+      total += static_cast<u32>(__popc(__ballot_sync(kFullWarp, is_kept(pair.x))) +
+                                __popc(__ballot_sync(kFullWarp, is_kept(pair.z))));
+    });
+    (&s.warps[0].x)[warp] = total;  // the same of all lanes
+    __syncthreads();
+    const uint4 of[2] = {s.warps[0], s.warps[1]};
+    static_assert(kThreads / 32 == 8);
+    u32 place = from;
 #pragma unroll
-  for (int o = 1; o < 32; o <<= 1) {
-    const u32 y = __shfl_up_sync(kFullWarp, x, o);
-    if (lane >= o) x += y;
-  }
-  if (lane == 31) (&warps[0].x)[warp] = x;
-  __syncthreads();
-  if (mine == 0) return;
-  u32 place = x - mine;
-  const uint4 of[2] = {warps[0], warps[1]};
-  static_assert(kThreads / 32 == 8);
-#pragma unroll
-  for (int w = 0; w < 8; ++w) place += w < warp ? (&of[0].x)[w] : 0U;
-  const u32 above = t.kept - t.equal;
-  const auto emit_entry = [&](u32 key, u32 token) {
-    const u32 count = count_of(key);
-    if (count == 0) return;
-    const u32 at = count == 1 ? place & 0xFFFFU : above + (place >> 16);
-    if ((count == 1 || place >> 16 < t.equal) && wanted(at)) emit(static_cast<int>(token), at);
-    place += count;
+    for (int w = 0; w < 8; ++w) place += w < warp ? (&of[0].x)[w] : 0U;
+    const auto put = [&](u32 mask, const u32* token) {
+      const u32 at = place + static_cast<u32>(__popc(mask & before));
+      if ((mask & (before + 1U)) != 0 && at < to && wanted(at)) emit(static_cast<int>(*token), at);
+      place += static_cast<u32>(__popc(mask));
+    };
+    lists.for_held([&](u32, int j) { put(masks[j], &lists.slots[Lists::entry(j / 2, j & 1)].y); });
+    lists.for_others([&](const uint4& pair) {
+      put(__ballot_sync(kFullWarp, is_kept(pair.x)), &pair.y);
+      put(__ballot_sync(kFullWarp, is_kept(pair.z)), &pair.w);
+    });
   };
-#pragma unroll 1
-  for (; held != 0; held &= held - 1U) {
-    const int j = __ffs(static_cast<int>(held)) - 1;
-    const uint2 e = lists.slots[Lists::entry(j / 2, j & 1)];
-    emit_entry(e.x, e.y);
+  turn([&](u32 k) { return k > t.key; }, 0, t.kept - t.equal);
+  if (t.equal != 0) {
+    __syncthreads();
+    turn([&](u32 k) { return k == t.key; }, t.kept - t.equal, t.kept);
   }
-  lists.for_others([&](const uint4& pair) {
-    emit_entry(pair.x, pair.y);
-    emit_entry(pair.z, pair.w);
-  });
 }
 
 template <bool kF16>

@@ -320,9 +320,13 @@ __device__ __forceinline__ void write_nothing(const StepParams& p, const AttendR
   }
 }
 
-// The whole row is scored again, token by token (paged_exact.cuh). Returns how many this CTA keeps.
-__device__ __noinline__ inline u32 select_again(const StepParams& p, const AttendRow& r, int seen, ExactShared& s,
-                                                u32* query, int2* list, u32* all) {
+// The whole row is scored again, token by token (paged_exact.cuh). By value, so that nothing of the usual way is in memory.
+struct KeptAgain {
+  u32 mine;  // by this CTA
+  u32 all;
+};
+__device__ __noinline__ inline KeptAgain select_again(const StepParams& p, AttendRow r, int seen, ExactShared& s, u32* query,
+                                                      int2* list) {
   const PagedShape& shape = p.a.shape;
   const bool own = shape.tokens_per_query_head != 0;
   // The whole group scores, also where this row attends for a part of it.
@@ -340,6 +344,7 @@ __device__ __noinline__ inline u32 select_again(const StepParams& p, const Atten
     list[i].x = token;
     if (p.a.kept != nullptr && r.reports) p.a.kept[r.set * shape.budget + f] = token;
   }
+  u32 all;
   const u32 mine = exact_select<true>(
       s, shape.sinks, seen - shape.recent, static_cast<u32>(shape.budget - forced),
       [&](int token) { return scorer.key(token); },
@@ -349,9 +354,8 @@ __device__ __noinline__ inline u32 select_again(const StepParams& p, const Atten
           p.a.kept[r.set * shape.budget + forced + position] = token;
         }
       },
-      all);
-  *all += static_cast<u32>(forced);
-  return before + mine;
+      &all);
+  return {before + mine, all + static_cast<u32>(forced)};
 }
 
 template <int kDim, bool kF16>
@@ -439,7 +443,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
     if (exact) {
       const auto first = static_cast<u32>(forced);
       emit_kept(
-          select.warps, all, t, [&](u32 i) { return reporter || is_mine(first + i); },
+          select, all, t, [&](u32 i) { return reporter || is_mine(first + i); },
           [&](int token, u32 i) { put(token, first + i); });
       kept += t.kept;
     }
@@ -447,8 +451,10 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   int n = (static_cast<int>(kept) - rank + size - 1) >> exchange.log_size;
   if (!exact) {
     __syncthreads();
-    n = static_cast<int>(
-        select_again(p, r, seen, *reinterpret_cast<ExactShared*>(memory), reinterpret_cast<u32*>(slots), list, &kept));
+    const KeptAgain again =
+        select_again(p, r, seen, *reinterpret_cast<ExactShared*>(memory), reinterpret_cast<u32*>(slots), list);
+    n = static_cast<int>(again.mine);
+    kept = again.all;
   }
   __syncthreads();
   if (reports) {

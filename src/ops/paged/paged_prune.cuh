@@ -344,9 +344,11 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVec
     const int at = __ffs(static_cast<int>(hits)) - 1;
     for_keys(at << piece, min(n, (at + 1) << piece), [&](int i, u32 k) {
       if (k < threshold) return;
-      u32& next = stuck && k == threshold ? equal_place : place;
-      if (next < slots) out[next] = make_uint2(k, static_cast<u32>(token(i)));
-      ++next;
+      const bool is_equal = stuck && k == threshold;
+      const u32 to = is_equal ? equal_place : place;  // no reference, which would put both in memory
+      equal_place += is_equal ? 1U : 0U;
+      place += is_equal ? 0U : 1U;
+      if (to < slots) out[to] = make_uint2(k, static_cast<u32>(token(i)));
     });
   }
   for (u32 i = total + member; i < slots; i += nt / kSets) out[i] = make_uint2(0, 0);

@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads) pick_kernel(const __grid_constant__ 
   u32 n = t.kept;
   if (t.exact) {
     emit_kept(
-        s.warps, lists, t, [](u32) { return true; }, [&](int token, u32 i) { kept[i] = token; });
+        s, lists, t, [](u32) { return true; }, [&](int token, u32 i) { kept[i] = token; });
   } else {
     const float* row = p.a.scores + static_cast<int64_t>(blockIdx.x) * p.a.row_stride;
     __syncthreads();
