@@ -242,47 +242,51 @@ __device__ __forceinline__ Threshold find_threshold(SelectShared& s, const Lists
   return t;
 }
 
-// Calls emit(token, place) for every kept entry whose place is wanted; places 0..kept-1 in a fixed order: warp by warp, a lane's
-// entries one after the other.
+// Calls emit(token, place) for every kept entry whose place is wanted; places 0..kept-1 in a fixed order: those above the threshold,
+// then the first of those equal to it; warp by warp, by the number of a lane's entry, by lanes.
 template <class Wanted, class Emit>
 __device__ __forceinline__ void emit_kept(SelectShared& s, const Lists& lists, const Threshold& t, const Wanted& wanted,
                                           const Emit& emit) {
   const u32 before = (1U << (threadIdx.x & 31)) - 1U;
   const int warp = threadIdx.x >> 5;
-  // First those above the threshold, then, in a second turn that is rare, of those equal to it the first ones.
-  const auto turn = [&](const auto& is_kept, u32 from, u32 to) {
-    u32 masks[kHeldKeys];  // lanes that keep their j-th key
+  u32 least = t.key + 1U;
+  u32 most = 0xFFFFFFFFU;
+  u32 place = 0;
+  u32 end = t.kept - t.equal;
+  // A second turn, for equal keys, is rare.
+#pragma unroll 1
+  while (true) {
+    const auto kept_by = [&](u32 k) { return __ballot_sync(kFullWarp, k >= least && k <= most); };
+    u32 masks[kHeldKeys];
     u32 total = 0;
     lists.for_held([&](u32 k, int j) {
-      masks[j] = __ballot_sync(kFullWarp, is_kept(k));
+      masks[j] = kept_by(k);
       total += static_cast<u32>(__popc(masks[j]));
     });
     lists.for_others([&](const uint4& pair) {
-      total += static_cast<u32>(__popc(__ballot_sync(kFullWarp, is_kept(pair.x))) +
-                                __popc(__ballot_sync(kFullWarp, is_kept(pair.z))));
+      total += static_cast<u32>(__popc(kept_by(pair.x)) + __popc(kept_by(pair.z)));
     });
     (&s.warps[0].x)[warp] = total;  // the same of all lanes
     __syncthreads();
     const uint4 of[2] = {s.warps[0], s.warps[1]};
     static_assert(kThreads / 32 == 8);
-    u32 place = from;
 #pragma unroll
     for (int w = 0; w < 8; ++w) place += w < warp ? (&of[0].x)[w] : 0U;
     const auto put = [&](u32 mask, const u32* token) {
       const u32 at = place + static_cast<u32>(__popc(mask & before));
-      if ((mask & (before + 1U)) != 0 && at < to && wanted(at)) emit(static_cast<int>(*token), at);
+      if ((mask & (before + 1U)) != 0 && at < end && wanted(at)) emit(static_cast<int>(*token), at);
       place += static_cast<u32>(__popc(mask));
     };
     lists.for_held([&](u32, int j) { put(masks[j], &lists.slots[Lists::entry(j / 2, j & 1)].y); });
     lists.for_others([&](const uint4& pair) {
-      put(__ballot_sync(kFullWarp, is_kept(pair.x)), &pair.y);
-      put(__ballot_sync(kFullWarp, is_kept(pair.z)), &pair.w);
+      put(kept_by(pair.x), &pair.y);
+      put(kept_by(pair.z), &pair.w);
     });
-  };
-  turn([&](u32 k) { return k > t.key; }, 0, t.kept - t.equal);
-  if (t.equal != 0) {
+    if (end == t.kept) return;
     __syncthreads();
-    turn([&](u32 k) { return k == t.key; }, t.kept - t.equal, t.kept);
+    place = end;
+    end = t.kept;
+    least = most = t.key;
   }
 }
 

@@ -1,6 +1,8 @@
 // The kernel that paged_attend.cuh describes.
 #pragma once
 
+#include <type_traits>
+
 #include "src/ops/paged/paged_attend.cuh"
 #include "src/ops/paged/paged_kernels.cuh"
 
@@ -53,7 +55,8 @@ struct Partial {
   float out[kTiles * 4][4];
 };
 
-template <int kDim, bool kF16>
+// kTilesAhead: of V, 64 dims each, that are asked for together with K: 1 or 2.
+template <int kDim, bool kF16, int kTilesAhead>
 __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* list, int first, int n,
                                             const char* queries, const char* k_base, const char* v_base,
                                             Partial<kDim>& o) {
@@ -87,8 +90,9 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* lis
       if (real[i] && inside) v[i] = load_stream<uint4>(rows[i] + j * 128);
     }
   };
-  uint4 v[4];
-  load_v(0, v);
+  uint4 v[kTilesAhead][4];
+#pragma unroll
+  for (int j = 0; j < kTilesAhead; ++j) load_v(j, v[j]);
   float s[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
 #pragma unroll
   for (int j = 0; j < kPieces; ++j) {
@@ -134,13 +138,14 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* lis
   const u32 w1 = pack_pair<kF16>(w[1][0], w[1][1]);
 #pragma unroll
   for (int j = 0; j < Partial<kDim>::kTiles; ++j) {
-    if (j != 0) load_v(j, v);
+    auto& of = v[j % kTilesAhead];
+    if (j >= kTilesAhead) load_v(j, of);
 #pragma unroll
     for (int x = 0; x < 4; ++x) {
-      const u32 x0 = (&v[0].x)[x];
-      const u32 x1 = (&v[1].x)[x];
-      const u32 x2 = (&v[2].x)[x];
-      const u32 x3 = (&v[3].x)[x];
+      const u32 x0 = (&of[0].x)[x];
+      const u32 x1 = (&of[1].x)[x];
+      const u32 x2 = (&of[2].x)[x];
+      const u32 x3 = (&of[3].x)[x];
       mma_16x8x16<kF16>(o.out[4 * j + x], __byte_perm(x0, x1, 0x5410), __byte_perm(x0, x1, 0x7632),
                         __byte_perm(x2, x3, 0x5410), __byte_perm(x2, x3, 0x7632), w0, w1);
     }
@@ -367,7 +372,8 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   const int tid = threadIdx.x;
   const int lane = tid & 31;
   const int size = T::size();
-  const int rank = T::rank();
+  int rank = T::rank();
+  asm volatile("" : "+r"(rank));  // a register: to read it again takes long
   const AttendRow r = attend_row(shape, static_cast<int>(blockIdx.x) / size);
   const int lists = p.plan.lists();
   const int count = p.plan.entries();
@@ -443,8 +449,13 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
     if (exact) {
       const auto first = static_cast<u32>(forced);
       emit_kept(
-          select, all, t, [&](u32 i) { return reporter || is_mine(first + i); },
-          [&](int token, u32 i) { put(token, first + i); });
+          select, all, t, [&](u32 i) { return is_mine(first + i); },
+          [&](int token, u32 i) { list[(first + i) >> exchange.log_size].x = token; });
+      if (reporter) {
+        __syncthreads();
+        emit_kept(
+            select, all, t, [](u32) { return true; }, [&](int token, u32 i) { report[first + i] = token; });
+      }
       kept += t.kept;
     }
   }
@@ -470,18 +481,29 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   const char* k_base = static_cast<const char*>(p.a.k.data) + r.kv_head * p.a.k.head_stride;
   const char* v_base = static_cast<const char*>(p.a.v.data) + r.kv_head * p.a.v.head_stride;
   const bool has_table = need != 0 && entries != 0;  // the copy is there where something was selected
-  for (int first = tid / 32 * 16; first < n; first += kStep) {
-    // Where the tile's tokens lie, a lane each. V, asked for after K, comes to L2 meanwhile.
-    if (lane < 16 && first + lane < n) {
-      const Place place = place_of(p, list[first + lane].x);
-      const int block = has_table ? own_table[place.page] : load_stream<int>(table + place.page);
-      list[first + lane] = make_int2(block, place.offset);
-      const char* v = v_base + block * p.a.v.block_stride + place.offset * p.a.v.token_stride;
+  const auto attend = [&](auto tiles_ahead) {
+    constexpr int kTilesAhead = decltype(tiles_ahead)::value;
+    for (int first = tid / 32 * 16; first < n; first += kStep) {
+      // Where the tile's tokens lie, a lane each. What is not asked for together with K comes to L2 meanwhile.
+      if (lane < 16 && first + lane < n) {
+        const Place place = place_of(p, list[first + lane].x);
+        const int block = has_table ? own_table[place.page] : load_stream<int>(table + place.page);
+        list[first + lane] = make_int2(block, place.offset);
+        if constexpr (kTilesAhead < Partial<kDim>::kTiles) {
+          const char* v = v_base + block * p.a.v.block_stride + place.offset * p.a.v.token_stride;
 #pragma unroll
-      for (int line = 0; line < (2 * kDim + 127) / 128; ++line) prefetch_l2(v + line * 128);
+          for (int line = 0; line < (2 * kDim + 127) / 128; ++line) prefetch_l2(v + line * 128);
+        }
+      }
+      __syncwarp();
+      attend_tile<kDim, kF16, kTilesAhead>(p, list, first, n, queries, k_base, v_base, o);
     }
-    __syncwarp();
-    attend_tile<kDim, kF16>(p, list, first, n, queries, k_base, v_base, o);
+  };
+  // Where a row has many CTAs and more than two warps of each attend, latency is what counts; else the gather's throughput.
+  if (Partial<kDim>::kTiles == 2 && size >= 4 && n > 32) {
+    attend(std::integral_constant<int, 2>());
+  } else {
+    attend(std::integral_constant<int, 1>());
   }
   combine<kDim, kF16>(p, r, n, o, exchange);
 #endif

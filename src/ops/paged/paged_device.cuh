@@ -84,10 +84,9 @@ __device__ __forceinline__ uint4 load_row(const void* p) {
   return v;
 }
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-// Has the address translated before it is needed. The value is not used: it may be anything.
+// Has the address translated before it is needed. The value is not used, so another kernel may be writing it.
 __device__ __forceinline__ void touch(const void* p) {
-  u32 v;
-  asm volatile("ld.volatile.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  asm volatile("{.reg .u32 v; ld.volatile.global.u32 v, [%0];}" ::"l"(p));
 }
 __device__ __forceinline__ u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 __device__ __forceinline__ void copy_async16(u32 shared, const void* global) {

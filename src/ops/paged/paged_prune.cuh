@@ -27,6 +27,19 @@ __device__ __forceinline__ int spread_unit(int k, int rank, int ctas) {
 // Where bin b is counted: find_bin's lanes then read 16-byte words of all banks.
 __device__ __forceinline__ u32 bin_place(u32 b) { return b ^ (b >> 3 & 12U); }
 
+// The sum of x over this lane and those below it, in segments of kLanes.
+template <int kLanes = 32>
+__device__ __forceinline__ u32 sum_below(u32 x) {
+#pragma unroll
+  for (int o = 1; o < kLanes; o <<= 1) {
+    asm volatile(
+        "{.reg .pred p; .reg .u32 y; shfl.sync.up.b32 y|p, %0, %1, %2, 0xFFFFFFFF; @p add.u32 %0, %0, y;}"
+        : "+r"(x)
+        : "r"(o), "n"((32 - kLanes) << 8));
+  }
+  return x;
+}
+
 struct BinFound {
   int bin;      // -1: the counts never reach the target
   u32 before;   // above the bin
@@ -45,23 +58,13 @@ __device__ __forceinline__ BinFound find_bin(const u32* counts, u32 above, u32 t
     const uint4 v = *reinterpret_cast<const uint4*>(counts + bin_place(static_cast<u32>((31 - lane) * kEach + i)));
     sum += v.x + v.y + v.z + v.w;
   }
-  u32 x = sum;
-#pragma unroll
-  for (int o = 1; o < 32; o <<= 1) {
-    const u32 y = __shfl_up_sync(kFullWarp, x, o);
-    if (lane >= o) x += y;
-  }
+  const u32 x = sum_below(sum);
   const u32 hit = __ballot_sync(kFullWarp, above + x >= target);
   if (hit == 0) return {-1, 0, 0};
   const int first = __ffs(static_cast<int>(hit)) - 1;
   const int top = (31 - first) * kEach + kEach - 1;
   const u32 one = counts[bin_place(static_cast<u32>(top - (lane & (kEach - 1))))];
-  u32 through = one;
-#pragma unroll
-  for (int o = 1; o < kEach; o <<= 1) {
-    const u32 y = __shfl_up_sync(kFullWarp, through, o);
-    if (lane >= o) through += y;
-  }
+  u32 through = sum_below<kEach>(one);
   through += __shfl_sync(kFullWarp, above + x - sum, first);
   const int in = __ffs(static_cast<int>(__ballot_sync(kFullWarp, lane < kEach && through >= target))) - 1;
   return {top - in, __shfl_sync(kFullWarp, through - one, in), __shfl_sync(kFullWarp, through, in)};
@@ -133,14 +136,36 @@ __device__ __forceinline__ u32 sets_max(u32 v) {
   }
 }
 
-// Places of `mine` items a thread, counted in thread order within a set. Ends without a barrier:
-// `warps` may be written again after the next one.
+// The lanes of a warp that work for this thread's set.
+template <int kSets>
+__device__ __forceinline__ u32 lanes_of_set() {
+  return kSets == 1 ? kFullWarp : 0x000F000FU << 4 * set_of_thread<kSets>();
+}
+
+// Items of this thread's set in the warps before this one, and in all, where this one has `mine`. Ends without a barrier: `warps`
+// may be written again after the next one.
+template <int kSets>
+__device__ __forceinline__ void place_warps(PruneShared<kSets>& s, int set, u32 mine, u32& place, u32& total) {
+  const int warp = threadIdx.x >> 5;
+  s.warps[set * 8 + warp] = mine;  // all lanes of the set write the same
+  __syncthreads();
+  const uint4 of[2] = {*reinterpret_cast<const uint4*>(s.warps + set * 8), *reinterpret_cast<const uint4*>(s.warps + set * 8 + 4)};
+  static_assert(kThreads / 32 == 8);
+  place = 0;
+  total = 0;
+#pragma unroll
+  for (int w = 0; w < 8; ++w) {
+    const u32 n = (&of[0].x)[w];
+    place += w < warp ? n : 0U;
+    total += n;
+  }
+}
+// Places of `mine` items a thread, counted in thread order within a set.
 template <int kSets>
 __device__ __forceinline__ void place_items(PruneShared<kSets>& s, int set, u32 mine, u32& place, u32& total) {
-  const int lane = threadIdx.x & 31;
-  const int warp = threadIdx.x >> 5;
-  const int member = member_of_set<kSets>() & (32 / kSets - 1);
   u32 x = mine;
+  const int member = member_of_set<kSets>() & (32 / kSets - 1);
+  const int lane = threadIdx.x & 31;
 #pragma unroll
   for (int o = 1; o < 32 / kSets; o <<= 1) {
     // The thread `o` members before.
@@ -148,16 +173,9 @@ __device__ __forceinline__ void place_items(PruneShared<kSets>& s, int set, u32 
     const u32 y = __shfl_sync(kFullWarp, x, from);
     if (member >= o) x += y;
   }
-  if (member == 32 / kSets - 1) s.warps[set * 8 + warp] = x;
-  __syncthreads();
-  place = x - mine;
-  total = 0;
-#pragma unroll
-  for (int w = 0; w < kThreads / 32; ++w) {
-    const u32 n = s.warps[set * 8 + w];
-    if (w < warp) place += n;
-    total += n;
-  }
+  // The set's last lane has the sum.
+  place_warps<kSets>(s, set, __shfl_sync(kFullWarp, x, kSets == 1 ? 31 : (lane & 12) | 19), place, total);
+  place += x - mine;
 }
 
 // The keys of each thread in shared memory, kVector at a time beside each other: key i of thread t at
@@ -274,24 +292,44 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVec
       for (int j = 0; j < kVector; ++j) f(i + j, k[j]);
     }
   };
-  // `hits`: in which of up to 32 pieces of this thread's keys those to be published are.
-  int piece = __ffs(kVector) - 1;
-  while ((n - 1) >> piece > 31) ++piece;
-  u32 hits = 0;
-  u32 mine = 0;
-#pragma unroll 4
-  for (int i = 0; i < n; i += kVector) {
-    u32 k[kVector];
-    store.get(i, k);
-    u32 here = 0;
-#pragma unroll
-    for (int j = 0; j < kVector; ++j) here += k[j] >= threshold ? 1U : 0U;
-    mine += here;
-    hits |= (here != 0 ? 1U : 0U) << (i >> piece);
-  }
+  // Few keys a thread: whose are to be published is seen at once. They are placed in the order of their numbers, then of lanes.
+  constexpr int kFew = 8;
+  const bool few = n <= kFew;
+  u32 masks[kFew];
   u32 place;
   u32 total;
-  place_items<kSets>(s, set, mine, place, total);
+  // `hits`: in which of up to 32 pieces of this thread's keys those to be published are.
+  int piece = __ffs(kVector) - 1;
+  u32 hits = 0;
+  if (few) {
+    u32 mine = 0;
+#pragma unroll
+    for (int i = 0; i < kFew; i += kVector) {
+      if (i >= n) break;
+      u32 k[kVector];
+      store.get(i, k);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) {
+        masks[i + j] = __ballot_sync(kFullWarp, k[j] >= threshold) & lanes_of_set<kSets>();
+        mine += static_cast<u32>(__popc(masks[i + j]));
+      }
+    }
+    place_warps<kSets>(s, set, mine, place, total);
+  } else {
+    while ((n - 1) >> piece > 31) ++piece;
+    u32 mine = 0;
+#pragma unroll 4
+    for (int i = 0; i < n; i += kVector) {
+      u32 k[kVector];
+      store.get(i, k);
+      u32 here = 0;
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) here += k[j] >= threshold ? 1U : 0U;
+      mine += here;
+      hits |= (here != 0 ? 1U : 0U) << (i >> piece);
+    }
+    place_items<kSets>(s, set, mine, place, total);
+  }
 
   u32 above = 0;
   u32 from = threshold;
@@ -322,11 +360,11 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVec
       from = threshold;
     }
   }
-  u32 equal = 0;  // of this thread, where equal keys alone overflow the slots
-  u32 equal_place = 0;
+  u32 equal_place = 0;  // where equal keys alone overflow the slots
   if (refined) {
+    u32 mine = 0;
+    u32 equal = 0;
     __syncthreads();
-    mine = 0;
     for_keys(0, n, [&](int, u32 k) {
       mine += k > threshold || (k == threshold && !stuck) ? 1U : 0U;
       equal += k == threshold && stuck ? 1U : 0U;
@@ -340,16 +378,33 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVec
     total = greater + equals;
   }
   if (out == nullptr) return;
-  for (; hits != 0; hits &= hits - 1U) {
-    const int at = __ffs(static_cast<int>(hits)) - 1;
-    for_keys(at << piece, min(n, (at + 1) << piece), [&](int i, u32 k) {
-      if (k < threshold) return;
-      const bool is_equal = stuck && k == threshold;
-      const u32 to = is_equal ? equal_place : place;  // no reference, which would put both in memory
-      equal_place += is_equal ? 1U : 0U;
-      place += is_equal ? 0U : 1U;
-      if (to < slots) out[to] = make_uint2(k, static_cast<u32>(token(i)));
-    });
+  if (few && !refined) {
+    const u32 before = (1U << (tid & 31)) - 1U;
+#pragma unroll
+    for (int i = 0; i < kFew; i += kVector) {
+      if (i >= n) break;
+      u32 k[kVector];
+      store.get(i, k);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) {
+        const u32 to = place + static_cast<u32>(__popc(masks[i + j] & before));
+        if (k[j] >= threshold && to < slots) out[to] = make_uint2(k[j], static_cast<u32>(token(i + j)));
+        place += static_cast<u32>(__popc(masks[i + j]));
+      }
+    }
+  } else {
+    if (refined) hits = few ? kFullWarp : hits;
+    for (; hits != 0; hits &= hits - 1U) {
+      const int at = __ffs(static_cast<int>(hits)) - 1;
+      for_keys(at << piece, min(n, (at + 1) << piece), [&](int i, u32 k) {
+        if (k < threshold) return;
+        const bool is_equal = stuck && k == threshold;
+        const u32 to = is_equal ? equal_place : place;  // no reference, which would put both in memory
+        equal_place += is_equal ? 1U : 0U;
+        place += is_equal ? 0U : 1U;
+        if (to < slots) out[to] = make_uint2(k, static_cast<u32>(token(i)));
+      });
+    }
   }
   for (u32 i = total + member; i < slots; i += nt / kSets) out[i] = make_uint2(0, 0);
   if (member == 0) {
