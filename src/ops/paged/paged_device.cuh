@@ -84,6 +84,11 @@ __device__ __forceinline__ uint4 load_row(const void* p) {
   return v;
 }
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+// x is in a register from here on: not computed after a wait that follows, or anew in each round of a loop.
+template <class T>
+__device__ __forceinline__ void computed(T& x) {
+  asm volatile("" : "+l"(x));
+}
 // Has the address translated before it is needed. The value is not used, so another kernel may be writing it.
 __device__ __forceinline__ void touch(const void* p) {
   asm volatile("{.reg .u32 v; ld.volatile.global.u32 v, [%0];}" ::"l"(p));

@@ -81,26 +81,31 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
   };
   // Blocks of the units go to shared memory by cp.async, as no register should wait for them.
   const auto ask_block = [&](const int32_t* entry) { copy_async4(shared_address(unit_blocks + lane), entry); };
-  const int32_t* first_entry = table + lane_place(0).page;
+  const auto ask_batch = [&](int batch) { ask_block(table + lane_place(batch).page); };
   constexpr int kMine = (kQueries + nt - 1) / nt;  // queries of a thread
   const char* my_query_at[kMine];
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
     const int head = min((tid + i * nt) / kDims, r.heads - 1);
     my_query_at[i] = row_at(p.a.q, r.seq, r.query, r.head0 + head) + 2 * my_dim;
+    computed(my_query_at[i]);
   }
+  const int32_t* first_entry = table + lane_place(0).page;
+  const int32_t* length_at = p.a.lengths + r.seq;
+  computed(first_entry);
+  computed(length_at);
   const char* index = static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride;
   // What a lane loads: piece c % kPieces of token lane / kPieces of a load.
   const int piece_offset = c % kPieces * 16;
   int64_t lane_offset = static_cast<int64_t>(lane / kPieces & 15) * p.a.index.token_stride + piece_offset;
-  asm("" : "+l"(lane_offset));  // computed once, not in every round
+  computed(lane_offset);  // once, not in every round
 
   grid_wait();
   grid_launch_dependents();
 
   // Everything that hangs on one load is asked for before any of it is waited for.
-  const int length = p.a.lengths[r.seq];
   ask_block(first_entry);
+  const int length = load_stream<int>(length_at);
   const bool is_f16 = shape.kv_type == PagedKvType::kF16;
   unsigned short my_query[kMine];
 #pragma unroll
@@ -126,7 +131,6 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
     const char* rows = index + block * p.a.index.block_stride + offset * p.a.index.token_stride;
     unit_rows[lane] = static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(rows));
     __syncwarp();
-    ask_block(table + lane_place(batch + 1).page);
   };
   const auto load_round = [&](int round, uint4(&v)[R::kLoads]) {
     const char* from[R::kLoads];
@@ -168,6 +172,7 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
   for (int b = 0; b < kBuffers; ++b) {
     if (rounds > b) load_round(b, rows[b]);
   }
+  if (rounds > R::kBatch) ask_batch(1);
 
   float my_x[kMine];
 #pragma unroll
@@ -205,6 +210,7 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
     // A batch begins where the first of these rounds is followed by one.
     if (((round + kBuffers) & (R::kBatch - 1)) == 0 && round + kBuffers < rounds) {
       next_batch((round + kBuffers) / R::kBatch);
+      ask_batch((round + kBuffers) / R::kBatch + 1);
     }
 #pragma unroll
     for (int b = 0; b < kBuffers; ++b) {
