@@ -34,7 +34,7 @@ $(profile): | build
 	@mv $@.part $@
 
 test: build ## build and run all tests
-	ctest --test-dir $(release) --output-on-failure
+	ctest --test-dir $(release) -j $(jobs) --output-on-failure
 
 bench: $(profile) ## measure tokens per second against context depth, and each operation
 	$(fasa) bench --depth 0,4096,8000 --policy full,fasa --budget 256
@@ -63,7 +63,7 @@ format: ## format all sources with clang-format
 format-check: ## fail where clang-format would change something
 	@clang-format --dry-run -Werror $(sources)
 
-tidy: build ## run clang-tidy on all sources, or on those that differ from $BASE
+tidy: setup ## run clang-tidy on all sources, or on those that differ from $BASE
 	@scripts/tidy
 
 clean: ## remove what was built, but not what was downloaded

@@ -132,7 +132,7 @@ class Run(Base):
 
     def test_compare(self):
         with open(TEXT) as file:
-            short = file.read()[:2500]
+            short = file.read()[:1500]
         path = os.path.join(WORK, "short.txt")
         with open(path, "w") as file:
             file.write(short)
@@ -148,10 +148,10 @@ class Bench(Base):
         out = os.path.join(WORK, "bench.jsonl")
         if os.path.exists(out):
             os.remove(out)
-        rows = self.rows("bench", *COMMON, "--depth", "0,600", "--policy", "full,fasa", "--budget", 64,
+        rows = self.rows("bench", *COMMON, "--depth", "0,400", "--policy", "full,fasa", "--budget", 48,
                          "--rounds", 2, "--tokens", 8, "--json", "--out", out)
         self.assertEqual([(r["depth"], r["policy"]) for r in rows],
-                         [(0, "full"), (0, "fasa"), (600, "full"), (600, "fasa")])
+                         [(0, "full"), (0, "fasa"), (400, "full"), (400, "fasa")])
         for row in rows:
             self.assertEqual(row["threads"], 2)
             self.assertLessEqual(row["decode_tps_p10"], row["decode_tps"])
@@ -216,11 +216,11 @@ class Eval(Base):
         self.assertNotEqual(other[0]["key"], first[1]["key"])
 
     def test_answers(self):
-        grid = self.evaluate("needle", "--kind", "passkey", "--length", "200,300", "--depth", "0,100", "--trials", 1)
+        grid = self.evaluate("needle", "--kind", "passkey", "--length", "150,200", "--depth", "0,100", "--trials", 1)
         self.assertEqual([(r["policy"], r["context"], r["depth"]) for r in grid[:3]],
-                         [("full", 200, 0), ("fasa", 200, 0), ("full", 200, 100)])
+                         [("full", 150, 0), ("fasa", 150, 0), ("full", 150, 100)])
         self.assertEqual(len(grid), 8)
-        ruler = self.evaluate("ruler", "--length", 1500, "--trials", 1, policies="full", budget=2000)
+        ruler = self.evaluate("ruler", "--length", 300, "--trials", 1, policies="full", budget=2000)
         self.assertEqual([r["task"] for r in ruler],
                          ["multikey", "multivalue", "multiquery", "tracking", "common", "frequent"])
         recall = self.evaluate("recall", "-c", 300, "--trials", 1, budget=2000)

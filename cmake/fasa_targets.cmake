@@ -6,18 +6,23 @@ if(FASA_SANITIZE)
   target_link_options(fasa_flags INTERFACE -fsanitize=${FASA_SANITIZE})
 endif()
 
-# fasa_test(name SOURCES ... [LIBS ...]): a GoogleTest program, one CTest entry.
+# fasa_test(name SOURCES ... [LIBS ...] [PROCESSORS n]): a GoogleTest program, one CTest entry. PROCESSORS: threads that it
+# computes with, for `ctest -j`.
 function(fasa_test name)
   if(NOT FASA_BUILD_TESTS)
     return()
   endif()
-  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LIBS;ENVIRONMENT" ${ARGN})
+  cmake_parse_arguments(ARG "" "TIMEOUT;PROCESSORS" "SOURCES;LIBS;ENVIRONMENT" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE fasa fasa_flags ${ARG_LIBS} GTest::gtest_main rapidcheck)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
+  target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)  # GoogleTest's macros take long to optimise
   add_test(NAME ${name} COMMAND ${name})
   if(ARG_TIMEOUT)
     set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT})
+  endif()
+  if(ARG_PROCESSORS)
+    set_tests_properties(${name} PROPERTIES PROCESSORS ${ARG_PROCESSORS})
   endif()
   # RapidCheck draws from a fixed seed. Threads that wait leave the CPU to others: tests run on busy machines too.
   set_tests_properties(${name} PROPERTIES ENVIRONMENT "RC_PARAMS=seed=20260203;OMP_WAIT_POLICY=passive;${ARG_ENVIRONMENT}")

@@ -12,9 +12,6 @@
 namespace fasa::cli {
 namespace {
 
-// Prefill is this many times as fast as decoding, roughly.
-constexpr int64_t kPrefillShare = 20;
-
 Json row_settings(const Evaluation& run, const Lane& lane, const std::string& measure, const Group& group) {
   Json row = run.lane_settings(lane);
   row["measure"] = measure;

@@ -20,8 +20,6 @@
 namespace fasa::cli {
 namespace {
 
-constexpr int64_t kPrefillShare = 20;
-
 struct CaOptions {
   EvalOptions eval;
   std::string text;

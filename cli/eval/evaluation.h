@@ -1,6 +1,7 @@
 // What the evaluations share: a session whose lanes open one after another, prefill that happens once, results that stay.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <span>
@@ -13,6 +14,9 @@
 #include "cli/session.h"
 
 namespace fasa::cli {
+
+// Prefill is this many times as fast as decoding, roughly.
+inline constexpr int64_t kPrefillShare = 20;
 
 struct EvalOptions {
   CommonOptions common;

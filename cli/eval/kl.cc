@@ -20,8 +20,7 @@
 namespace fasa::cli {
 namespace {
 
-constexpr int64_t kBatch = 64;         // tokens of a reference batch
-constexpr int64_t kPrefillShare = 20;  // prefilled tokens that take as long as a decoded one
+constexpr int64_t kReferenceBatch = 64;  // tokens
 
 struct KlOptions {
   EvalOptions eval;
@@ -73,7 +72,7 @@ class KlEvaluation {
           tokens_ = model.tokenize(text_, true, false);
           windows_ = plan_windows(options, static_cast<int64_t>(tokens_.size()), model.trained_context());
           return ContextOptions{options.context + windows_.front().scored, num_threads(options.eval.common),
-                                options.batch_reference ? static_cast<int32_t>(kBatch) : 1};
+                                options.batch_reference ? static_cast<int32_t>(kReferenceBatch) : 1};
         }) {}
 
   void run() {
@@ -160,7 +159,7 @@ class KlEvaluation {
   }
 
   void decode_reference(std::span<const llama_token> tokens, LlamaContext& reference, LogitsWriter& writer) {
-    const auto batch = static_cast<size_t>(options_.batch_reference ? kBatch : 1);
+    const auto batch = static_cast<size_t>(options_.batch_reference ? kReferenceBatch : 1);
     for (size_t at = 0; at < tokens.size(); at += batch) {
       const auto part = tokens.subspan(at, std::min(batch, tokens.size() - at));
       if (batch == 1) {

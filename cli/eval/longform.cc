@@ -22,7 +22,6 @@ namespace fasa::cli {
 namespace {
 
 constexpr int64_t kJudged = 64;  // tokens of a batch that full attention judges
-constexpr int64_t kPrefillShare = 20;
 
 struct LongformOptions {
   EvalOptions eval;
@@ -194,18 +193,17 @@ class LongformEvaluation {
     const size_t quarter = std::max<size_t>(1, kl.size() / 4);
     const auto first = std::span(kl).first(quarter);
     const auto last = std::span(kl).last(quarter);
-    constexpr int64_t kErrorBlock = 50;
+    constexpr int64_t kKlBlock = 50;
     Json values = {{"text", options_.text}};
     values.update(score.summary());
-    values.update(
-        {{"kl_first_quarter", mean(first)},
-         {"kl_last_quarter", mean(last)},
-         {"drift", mean(last) - mean(first)},
-         {"drift_se", std::hypot(batch_means_error(first, kErrorBlock), batch_means_error(last, kErrorBlock))},
-         {"own_text_ppl", judged_perplexity(text)},
-         {"full_text_ppl", judged_perplexity(written_)},
-         {"own_text_distinct", distinct_quadruples(text)},
-         {"full_text_distinct", distinct_quadruples(written_)}});
+    values.update({{"kl_first_quarter", mean(first)},
+                   {"kl_last_quarter", mean(last)},
+                   {"drift", mean(last) - mean(first)},
+                   {"drift_se", std::hypot(batch_means_error(first, kKlBlock), batch_means_error(last, kKlBlock))},
+                   {"own_text_ppl", judged_perplexity(text)},
+                   {"full_text_ppl", judged_perplexity(written_)},
+                   {"own_text_distinct", distinct_quadruples(text)},
+                   {"full_text_distinct", distinct_quadruples(written_)}});
     run_.session().close(lane);
     run_.results().add(settings(lane), values);
   }

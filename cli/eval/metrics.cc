@@ -98,7 +98,7 @@ void add_lcs_words(const std::vector<std::string>& reference, const std::vector<
   }
 }
 
-double distinct_words(const Sentences& sentences) {
+double num_distinct_words(const Sentences& sentences) {
   std::set<std::string> words;
   for (const auto& sentence : sentences) words.insert(sentence.begin(), sentence.end());
   return static_cast<double>(words.size());
@@ -159,8 +159,8 @@ double rouge_l_score(const std::string& prediction, const std::string& truth) {
   for (const auto& reference : theirs) {
     for (const auto& sentence : ours) add_lcs_words(reference, sentence, common);
   }
-  const double recall = static_cast<double>(common.size()) / distinct_words(theirs);
-  const double precision = static_cast<double>(common.size()) / distinct_words(ours);
+  const double recall = static_cast<double>(common.size()) / num_distinct_words(theirs);
+  const double precision = static_cast<double>(common.size()) / num_distinct_words(ours);
   return 2 * precision * recall / (precision + recall + 1e-8);
 }
 

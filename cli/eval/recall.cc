@@ -76,7 +76,7 @@ Item make_item(const Model& model, const RecallOptions& options, const std::vect
   return item;
 }
 
-void evaluate(const RecallOptions& options) {
+void evaluate_recall(const RecallOptions& options) {
   check_policies(options.eval.common);
   const std::vector<std::string> filler =
       options.text.empty() ? noise() : sentences(read_text(options.text), options.text);
@@ -123,7 +123,7 @@ void add_eval_recall_command(CLI::App& eval) {
       "Examples:\n"
       "  fasa eval recall --policy full,fasa --budget 256\n"
       "  fasa eval recall --context 6000 --turns 5 --trials 20 --out results.jsonl\n");
-  command->callback([options] { evaluate(*options); });
+  command->callback([options] { evaluate_recall(*options); });
 }
 
 }  // namespace fasa::cli

@@ -13,7 +13,7 @@
 namespace fasa::cli {
 namespace {
 
-constexpr int64_t kMostAnswerTokens = 60;
+constexpr int64_t kMostRulerTokens = 60;
 
 struct RulerOptions {
   EvalOptions eval;
@@ -33,7 +33,7 @@ const RulerTask& find_task(const std::string& name) {
   throw Error(ErrorCode::kInvalidArgument, fmt::format("there is no task '{}': choose of {}", name, known));
 }
 
-void evaluate(const RulerOptions& options) {
+void evaluate_ruler(const RulerOptions& options) {
   check_policies(options.eval.common);
   std::vector<const RulerTask*> tasks;
   for (const std::string& name : options.tasks) tasks.push_back(&find_task(name));
@@ -44,8 +44,8 @@ void evaluate(const RulerOptions& options) {
       options.text.empty() ? noise() : sentences(read_text(options.text), options.text);
   Evaluation run(options.eval, [&](const Model& model) {
     const int64_t longest = *std::ranges::max_element(options.lengths);
-    check_context(model, longest, kMostAnswerTokens);
-    return ContextOptions{longest + kMostAnswerTokens, num_threads(options.eval.common), 1};
+    check_context(model, longest, kMostRulerTokens);
+    return ContextOptions{longest + kMostRulerTokens, num_threads(options.eval.common), 1};
   });
   std::vector<Group> groups;
   for (const int64_t length : options.lengths) {
@@ -102,7 +102,7 @@ void add_eval_ruler_command(CLI::App& eval) {
       "Examples:\n"
       "  fasa eval ruler --policy full,fasa --budget 256\n"
       "  fasa eval ruler --task multikey,tracking --length 4096,8000 --trials 20 --out results.jsonl\n");
-  command->callback([options] { evaluate(*options); });
+  command->callback([options] { evaluate_ruler(*options); });
 }
 
 }  // namespace fasa::cli

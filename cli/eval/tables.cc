@@ -173,7 +173,7 @@ Section kl_section(const std::vector<Named>& named) {
   return section;
 }
 
-std::string lane_name(const Named& entry) {
+std::string policy_name(const Named& entry) {
   const int64_t budget = whole(*entry.row, "budget");
   return entry.name + (budget > 0 ? fmt::format(" {}", budget) : "");
 }
@@ -185,7 +185,7 @@ Section needle_section(const std::vector<Named>& named) {
                   .pictures = {}};
   std::map<std::tuple<std::string, std::string, std::string>, std::vector<const Json*>> lanes;
   for (const Named& entry : named) {
-    lanes[{word(*entry.row, "model"), word(*entry.row, "kind"), lane_name(entry)}].push_back(entry.row);
+    lanes[{word(*entry.row, "model"), word(*entry.row, "kind"), policy_name(entry)}].push_back(entry.row);
   }
   for (const auto& [key, rows] : lanes) {
     const auto& [model, kind, lane] = key;
@@ -229,7 +229,7 @@ Section ruler_section(const std::vector<Named>& named) {
   for (const Named& entry : named) {
     grounds[{word(*entry.row, "model"), number(*entry.row, "context")}].push_back(entry);
     section.table.rows.push_back({word(*entry.row, "model"), word(*entry.row, "task"), word(*entry.row, "context"),
-                                  lane_name(entry), word(*entry.row, "trials"),
+                                  policy_name(entry), word(*entry.row, "trials"),
                                   with_error(number(*entry.row, "score_mean"), number(*entry.row, "score_se"), 3)});
   }
   for (const auto& [ground, entries] : grounds) {
@@ -238,8 +238,8 @@ Section ruler_section(const std::vector<Named>& named) {
     std::map<std::pair<std::string, std::string>, double> score;
     for (const Named& entry : entries) {
       tasks.insert(word(*entry.row, "task"));
-      lanes.insert(lane_name(entry));
-      score[{lane_name(entry), word(*entry.row, "task")}] = number(*entry.row, "score_mean");
+      lanes.insert(policy_name(entry));
+      score[{policy_name(entry), word(*entry.row, "task")}] = number(*entry.row, "score_mean");
     }
     Heatmap map{.title = fmt::format("RULER-style, {}, context {:g}", ground.first, ground.second),
                 .x_label = "task",
@@ -264,7 +264,7 @@ Section plain_section(const std::string& title, const std::string& remark, const
   Section section{.title = title, .remark = remark, .table = {{"model", "context", "policy"}, {}}, .pictures = {}};
   for (const auto& [field, digits] : fields) section.table.header.emplace_back(field);
   for (const Named& entry : named) {
-    std::vector<std::string> row = {word(*entry.row, "model"), word(*entry.row, "context"), lane_name(entry)};
+    std::vector<std::string> row = {word(*entry.row, "model"), word(*entry.row, "context"), policy_name(entry)};
     for (const auto& [field, digits] : fields) {
       const double value = number(*entry.row, field);
       row.push_back(std::isnan(value) || digits < 0 ? base_name(word(*entry.row, field)) : fixed(value, digits));
@@ -302,7 +302,8 @@ Section ca_section(const std::vector<Named>& named) {
                     "kept tokens, in the sparse layers.",
                     named, {{"text", -1}, {"agreement", 4}, {"agreement_se", 4}, {"mass", 4}, {"mass_se", 4}});
   for (const Named& entry : named) {
-    const std::string title = fmt::format("Compound CA, {}, {}", lane_name(entry), base_name(word(*entry.row, "text")));
+    const std::string title =
+        fmt::format("Compound CA, {}, {}", policy_name(entry), base_name(word(*entry.row, "text")));
     if (const auto map = grid_of(*entry.row, "agreement_by_head", title, "query head"))
       section.pictures.push_back(svg_of(*map));
   }

@@ -161,40 +161,50 @@ ContextPtr make_context(llama_model* model, const ContextOptions& options) {
   return context;
 }
 
-std::vector<std::vector<float>> decode(llama_context* context, const std::vector<Token>& tokens) {
+namespace {
+
+// Decodes one batch, with logits of its last token or of all.
+void decode_batch(llama_context* context, const std::vector<Token>& tokens, bool all_logits) {
   llama_batch batch = llama_batch_init(static_cast<int32_t>(tokens.size()), 0, 1);
   for (size_t i = 0; i < tokens.size(); ++i) {
     batch.token[i] = tokens[i].id;
     batch.pos[i] = tokens[i].pos;
     batch.n_seq_id[i] = 1;
     batch.seq_id[i][0] = tokens[i].seq;
-    batch.logits[i] = 1;
+    batch.logits[i] = static_cast<int8_t>(all_logits || i + 1 == tokens.size());
   }
   batch.n_tokens = static_cast<int32_t>(tokens.size());
   EXPECT_EQ(llama_decode(context, batch), 0) << take_log();
-  const int vocabulary = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(context)));
-  std::vector<std::vector<float>> logits;
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    const float* row = llama_get_logits_ith(context, static_cast<int32_t>(i));
-    EXPECT_NE(row, nullptr);
-    if (row != nullptr) logits.emplace_back(row, row + vocabulary);
-  }
   llama_batch_free(batch);
+}
+
+std::vector<float> logits_of(llama_context* context, int32_t index) {
+  const float* row = llama_get_logits_ith(context, index);
+  EXPECT_NE(row, nullptr);
+  const int vocabulary = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(context)));
+  return row == nullptr ? std::vector<float>() : std::vector<float>(row, row + vocabulary);
+}
+
+}  // namespace
+
+std::vector<std::vector<float>> decode(llama_context* context, const std::vector<Token>& tokens) {
+  decode_batch(context, tokens, true);
+  std::vector<std::vector<float>> logits;
+  for (size_t i = 0; i < tokens.size(); ++i) logits.push_back(logits_of(context, static_cast<int32_t>(i)));
   return logits;
 }
 
 std::vector<float> prefill(llama_context* context, const std::vector<llama_token>& tokens, llama_pos first,
                            llama_seq_id seq) {
-  std::vector<float> last;
   const size_t step_size = llama_n_batch(context);
   for (size_t at = 0; at < tokens.size(); at += step_size) {
     std::vector<Token> batch;
     for (size_t i = at; i < std::min(at + step_size, tokens.size()); ++i) {
       batch.push_back({tokens[i], first + static_cast<llama_pos>(i), seq});
     }
-    last = decode(context, batch).back();
+    decode_batch(context, batch, false);
   }
-  return last;
+  return logits_of(context, -1);
 }
 
 std::vector<float> step(llama_context* context, llama_token token, llama_pos pos, llama_seq_id seq) {

@@ -14,9 +14,6 @@ namespace {
 
 constexpr int64_t kWidth = 128;
 constexpr int64_t kFeedForward = 64;
-constexpr int64_t kHeads = 4;
-constexpr int64_t kKvHeads = 2;
-constexpr int64_t kHeadDim = 64;
 constexpr int64_t kVocabulary = 256;
 constexpr int64_t kExperts = 2;
 // Scores far enough from one another that attention is peaked: what is wrong with a score then shows in the logits.
@@ -71,12 +68,11 @@ void write_feed_forward(Writer& out, const std::string& layer) {
   out.matrix(layer + "ffn_gate", kWidth, kFeedForward);
   out.matrix(layer + "ffn_up", kWidth, kFeedForward);
   out.matrix(layer + "ffn_down", kFeedForward, kWidth);
-  out.norm(layer + "post_ffw_norm", kWidth);
 }
 
 void write_experts(Writer& out, const std::string& layer) {
   const float deviation = 1 / std::sqrt(static_cast<float>(kWidth));
-  out.tensor(layer + "attn_sinks.weight", {kHeads}, kLargeScore, 1);
+  out.tensor(layer + "attn_sinks.weight", {kTinyHeads}, kLargeScore, 1);
   out.tensor(layer + "attn_output.bias", {kWidth}, 0, 0.1F);
   out.matrix(layer + "ffn_gate_inp", kWidth, kExperts);
   out.tensor(layer + "ffn_gate_inp.bias", {kExperts}, 0, 0.1F);
@@ -93,18 +89,21 @@ void write_experts(Writer& out, const std::string& layer) {
 void write_tiny_model(const TinyModel& model, uint32_t seed, const std::string& path) {
   Writer out(model.architecture, seed);
   const bool experts = std::string_view(model.architecture) == "gpt-oss";
+  const bool plain = std::string_view(model.architecture) == "llama";
   const bool normed = std::string_view(model.architecture) == "gemma3";
   out.number("vocab_size", kVocabulary);
   out.number("context_length", 4096);
   out.number("embedding_length", kWidth);
   out.number("block_count", model.num_layers);
   out.number("feed_forward_length", kFeedForward);
-  out.number("attention.head_count", kHeads);
-  out.number("attention.head_count_kv", kKvHeads);
-  out.number("attention.key_length", kHeadDim);
-  out.number("attention.value_length", kHeadDim);
-  out.number("attention.sliding_window", kTinyWindow);
-  out.number("attention.sliding_window_pattern", model.swa_period);
+  out.number("attention.head_count", kTinyHeads);
+  out.number("attention.head_count_kv", kTinyKvHeads);
+  out.number("attention.key_length", kTinyHeadDim);
+  out.number("attention.value_length", kTinyHeadDim);
+  if (!plain) {
+    out.number("attention.sliding_window", kTinyWindow);
+    out.number("attention.sliding_window_pattern", model.swa_period);
+  }
   out.real("attention.layer_norm_rms_epsilon", 1e-6F);
   out.real("rope.freq_base", 10000);
   if (model.softcap > 0) out.real("attn_logit_softcapping", model.softcap);
@@ -120,22 +119,33 @@ void write_tiny_model(const TinyModel& model, uint32_t seed, const std::string& 
   for (int l = 0; l < model.num_layers; ++l) {
     const std::string layer = "blk." + std::to_string(l) + ".";
     out.norm(layer + "attn_norm", kWidth);
-    out.matrix(layer + "attn_q", kWidth, kHeads * kHeadDim, kPeak);
-    out.matrix(layer + "attn_k", kWidth, kKvHeads * kHeadDim, kPeak);
-    out.matrix(layer + "attn_v", kWidth, kKvHeads * kHeadDim);
-    out.matrix(layer + "attn_output", kHeads * kHeadDim, kWidth);
-    out.norm(layer + "post_attention_norm", kWidth);
+    out.matrix(layer + "attn_q", kWidth, kTinyHeads * kTinyHeadDim, kPeak);
+    out.matrix(layer + "attn_k", kWidth, kTinyKvHeads * kTinyHeadDim, kPeak);
+    out.matrix(layer + "attn_v", kWidth, kTinyKvHeads * kTinyHeadDim);
+    out.matrix(layer + "attn_output", kTinyHeads * kTinyHeadDim, kWidth);
+    if (!plain) out.norm(layer + "post_attention_norm", kWidth);
     if (normed) {
-      out.norm(layer + "attn_q_norm", kHeadDim, kPeak);
-      out.norm(layer + "attn_k_norm", kHeadDim, kPeak);
+      out.norm(layer + "attn_q_norm", kTinyHeadDim, kPeak);
+      out.norm(layer + "attn_k_norm", kTinyHeadDim, kPeak);
     }
     if (experts) {
       write_experts(out, layer);
     } else {
       write_feed_forward(out, layer);
+      if (!plain) out.norm(layer + "post_ffw_norm", kWidth);
     }
   }
   out.save(path);
+}
+
+const Setup& tiny_llama() {
+  static const TempFile file(".gguf");
+  static const Setup setup = [] {
+    backend();
+    write_tiny_model({.architecture = "llama", .num_layers = kTinyLayers, .swa_period = 1}, 1, file.path());
+    return Setup(file.path());
+  }();
+  return setup;
 }
 
 }  // namespace fasa::ggml::test
