@@ -214,13 +214,16 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   check(s);
   if (!paged_fused_refusal(s, device).empty()) return generic_plan(s);
   PagedPlan p;
-  // One wave of CTAs, with 512 tokens each at least, and 4,096 where there are more than 16, as launch 2 reads a list of each;
-  // more CTAs where one would have more tokens than it holds keys for, or long lists.
+  // One wave of CTAs, with 512 tokens each at least, 2,048 where a row has more than 8 and 4,096 where it has more than 16, as launch
+  // 2 reads a list of each; more CTAs where one would have more tokens than it holds keys for, or long lists.
   const int64_t wave = int64_t{device.num_sms} * paged::kScoreCtas;
   const auto tokens = [&] { return s.max_length / p.score_ctas; };
   p.score_ctas = static_cast<int32_t>(std::clamp<int64_t>(wave / score_rows(s), 1, 64));
   if (p.score_ctas > 16) p.score_ctas = floor_power2(p.score_ctas);
-  while (p.score_ctas > 1 && tokens() < (p.score_ctas > 16 && !four_sets(s) ? 4096 : 512)) p.score_ctas /= 2;
+  const auto too_short = [&] {
+    return tokens() < (four_sets(s) || p.score_ctas <= 8 ? 512 : p.score_ctas <= 16 ? 2048 : 4096);
+  };
+  while (p.score_ctas > 1 && too_short()) p.score_ctas = std::max(p.score_ctas / 2, p.score_ctas > 8 ? 8 : 1);
   const auto too_long = [&] {
     return tokens() > (four_sets(s) ? 4096 : 16384) || (s.budget / p.score_ctas > 512 && tokens() > 8192);
   };
