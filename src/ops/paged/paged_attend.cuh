@@ -30,7 +30,7 @@ struct SelectShared {
   u32 hist[kPruneBins];
   u32 none[32];  // where a lane counts what is not to be counted, which takes no branch
   uint4 warps[kThreads / 32 / 4];
-  u32 ties[kSelectTies];  // 0 past the last one
+  alignas(16) u32 ties[kSelectTies];  // 0 past the last one
   u32 num_ties;
   u32 tie_key;
   u32 tie_equal;

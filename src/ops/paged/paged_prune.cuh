@@ -6,7 +6,7 @@
 // the quota-th best key, and little is above it. Ranges narrow by 2^9 a round where more than `slots`
 // keys pass; only equal keys can still overflow, and of these it does not matter which are kept back.
 //
-// Everything is placed by counting in thread order, so the same keys give the same bytes.
+// Everything is placed by counting in a fixed order, so the same keys give the same bytes.
 #pragma once
 
 #include "src/ops/paged/paged_device.cuh"
@@ -393,7 +393,7 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVec
       }
     }
   } else {
-    if (refined) hits = few ? kFullWarp : hits;
+    if (few) hits = kFullWarp;  // not looked at above
     for (; hits != 0; hits &= hits - 1U) {
       const int at = __ffs(static_cast<int>(hits)) - 1;
       for_keys(at << piece, min(n, (at + 1) << piece), [&](int i, u32 k) {
