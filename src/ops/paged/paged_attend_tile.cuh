@@ -1,0 +1,144 @@
+// Attention of one warp over 16 kept tokens at a time (paged_attend.cuh).
+#pragma once
+
+#include "src/ops/paged/paged_attend.cuh"
+
+namespace fasa::ops::paged {
+
+// One warp's share of a row. highest and sum are of head g (lane = 4 * g + c); out[4 * j + x] holds dims
+// (g + 8 * j) * 8 + 2 * x (+ 1 in the upper two) of heads 2 * c and 2 * c + 1.
+template <int kDim>
+struct Partial {
+  static constexpr int kTiles = (kDim + 63) / 64;
+  float highest = -1e30F;
+  float sum = 0;
+  float out[kTiles * 4][4];
+};
+
+// kTilesAhead: of V, 64 dims each, that are asked for together with K: 1 or 2.
+template <int kDim, bool kF16, int kTilesAhead>
+__device__ __forceinline__ void attend_tile(const StepParams& p, const int2* list, int first, int n,
+                                            const char* queries, const char* k_base, const char* v_base,
+                                            Partial<kDim>& o) {
+  constexpr int kPieces = kDim / 32;  // 16-byte pieces of K a lane
+  const int lane = threadIdx.x & 31;
+  const int g = lane >> 2;
+  const int c = lane & 3;
+  uint4 k[2][kPieces];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int i = first + h * 8 + g;
+    const int2 at = list[i < n ? i : first];
+    const char* row = k_base + at.x * p.a.k.block_stride + at.y * p.a.k.token_stride + c * 16;
+#pragma unroll
+    for (int j = 0; j < kPieces; ++j) k[h][j] = load_stream<uint4>(row + j * 64);
+  }
+  const char* rows[4];
+  bool real[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int t = first + (i >> 1) * 8 + 2 * c + (i & 1);
+    real[i] = t < n;
+    const int2 at = list[real[i] ? t : first];
+    rows[i] = v_base + at.x * p.a.v.block_stride + at.y * p.a.v.token_stride + g * 16;
+  }
+  const auto load_v = [&](int j, uint4(&v)[4]) {
+    const bool inside = kDim % 64 == 0 || j * 64 + g * 8 < kDim;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      v[i] = make_uint4(0, 0, 0, 0);
+      if (real[i] && inside) v[i] = load_stream<uint4>(rows[i] + j * 128);
+    }
+  };
+  uint4 v[kTilesAhead][4];
+#pragma unroll
+  for (int j = 0; j < kTilesAhead; ++j) load_v(j, v[j]);
+  float s[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+#pragma unroll
+  for (int j = 0; j < kPieces; ++j) {
+    const uint4 q = *reinterpret_cast<const uint4*>(queries + g * query_stride(kDim) + (j * 4 + c) * 16);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      mma_16x8x16<kF16>(s[h], q.x, 0, q.y, 0, k[h][j].x, k[h][j].y);
+      mma_16x8x16<kF16>(s[h], q.z, 0, q.w, 0, k[h][j].z, k[h][j].w);
+    }
+  }
+  float w[2][2];
+  float highest = o.highest;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      float a = s[h][x] * p.score_factor;
+      if (p.score_cap > 0) a = p.score_cap * tanhf(a);
+      w[h][x] = first + h * 8 + 2 * c + x < n ? a : -1e30F;
+      highest = fmaxf(highest, w[h][x]);
+    }
+  }
+  highest = fmaxf(highest, __shfl_xor_sync(kFullWarp, highest, 1));
+  highest = fmaxf(highest, __shfl_xor_sync(kFullWarp, highest, 2));
+  const float shrink = exp2f(o.highest - highest);
+  o.highest = highest;
+  o.sum *= shrink;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      w[h][x] = exp2f(w[h][x] - highest);
+      o.sum += w[h][x];
+    }
+  }
+  const float shrinks[2] = {__shfl_sync(kFullWarp, shrink, 8 * c), __shfl_sync(kFullWarp, shrink, 8 * c + 4)};
+#pragma unroll
+  for (int i = 0; i < Partial<kDim>::kTiles * 4; ++i) {
+#pragma unroll
+    for (int x = 0; x < 4; ++x) o.out[i][x] *= shrinks[x & 1];
+  }
+  const u32 w0 = pack_pair<kF16>(w[0][0], w[0][1]);
+  const u32 w1 = pack_pair<kF16>(w[1][0], w[1][1]);
+#pragma unroll
+  for (int j = 0; j < Partial<kDim>::kTiles; ++j) {
+    auto& of = v[j % kTilesAhead];
+    if (j >= kTilesAhead) load_v(j, of);
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+      const u32 x0 = (&of[0].x)[x];
+      const u32 x1 = (&of[1].x)[x];
+      const u32 x2 = (&of[2].x)[x];
+      const u32 x3 = (&of[3].x)[x];
+      mma_16x8x16<kF16>(o.out[4 * j + x], __byte_perm(x0, x1, 0x5410), __byte_perm(x0, x1, 0x7632),
+                        __byte_perm(x2, x3, 0x5410), __byte_perm(x2, x3, 0x7632), w0, w1);
+    }
+  }
+}
+
+// This warp's partial to shared memory: sums[warp][head][dim], of_warps[warp][8 maxima, 8 sums].
+template <int kDim>
+__device__ __forceinline__ void store_partial(Partial<kDim>& o, int heads, float* of_warps, float* sums) {
+  const int lane = threadIdx.x & 31;
+  const int warp = threadIdx.x >> 5;
+  const int g = lane >> 2;
+  const int c = lane & 3;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (2 * c + h >= heads) continue;
+    float* to = sums + (warp * heads + 2 * c + h) * kDim;
+#pragma unroll
+    for (int j = 0; j < Partial<kDim>::kTiles; ++j) {
+      const int d = (g + 8 * j) * 8;
+      const auto& u = o.out;
+      if (kDim % 64 == 0 || d < kDim) {
+        *reinterpret_cast<float4*>(to + d) =
+            make_float4(u[4 * j][h], u[4 * j][2 + h], u[4 * j + 1][h], u[4 * j + 1][2 + h]);
+        *reinterpret_cast<float4*>(to + d + 4) =
+            make_float4(u[4 * j + 2][h], u[4 * j + 2][2 + h], u[4 * j + 3][h], u[4 * j + 3][2 + h]);
+      }
+    }
+  }
+  if (c == 0 && g < heads) {
+    of_warps[warp * 16 + g] = o.highest;
+    of_warps[warp * 16 + 8 + g] = o.sum;
+  }
+}
+
+}  // namespace fasa::ops::paged
