@@ -114,6 +114,40 @@ def plan(shape, dev=None):
     return p
 
 
+FUSED, GENERIC, ONE_LAUNCH = 0, 1, 2  # PagedPath
+
+
+def two_launches(shape, score_ctas=0):
+    """The plan with two launches also where paged_plan prefers one."""
+    p = plan(shape)
+    if p.path == GENERIC:
+        return p
+    if p.path == ONE_LAUNCH:
+        p.path, p.score_ctas = FUSED, max(1, min(8, shape.max_length // 512))
+    p.score_ctas = score_ctas or p.score_ctas
+    library.complete_plan(shape, p)
+    return p
+
+
+def one_launch(shape, cluster):
+    """The step in one launch by clusters of this size; None where there is no kernel or not the memory for it."""
+    p = plan(shape)
+    if p.path == GENERIC or not library.library.fasa_one_launch(ctypes.byref(shape)):
+        return None
+    p.path, p.score_ctas, p.cluster = ONE_LAUNCH, cluster, cluster
+    library.complete_plan(shape, p)
+    return p if p.score_smem + p.attend_smem <= 227 * 1024 else None
+
+
+def plans(shape, cluster=8):
+    """The plan of a shape, and those that it was preferred to."""
+    found = plan(shape)
+    others = [two_launches(shape)] if found.path == ONE_LAUNCH else []
+    if found.path != ONE_LAUNCH or found.cluster != cluster:
+        others.append(one_launch(shape, cluster))
+    return [found, *filter(None, others)]
+
+
 def stream():
     return POINTER(torch.cuda.current_stream().cuda_stream)
 

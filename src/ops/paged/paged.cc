@@ -168,8 +168,23 @@ std::string paged_fused_refusal(const PagedShape& s, const PagedDevice& device) 
   return "";
 }
 
+std::string paged_one_launch_refusal(const PagedShape& s) {
+  if (s.kv_type != PagedKvType::kBF16) return "K and V are not bf16";
+  if (s.num_query_tokens != 1) return "a sequence has several query tokens";
+  if (s.tokens_per_query_head != 0 || s.fcs_per_query_head != 0) return "query heads choose for themselves";
+  const int32_t d = s.index_dims;
+  const bool known = s.index_type == PagedIndexType::kI4     ? d == 32 || d == 64
+                     : s.index_type == PagedIndexType::kBF16 ? false
+                                                             : d == 16 || d == 32;
+  if (!known) return "the index row has a width without a kernel";
+  if (!(s.head_dim == 128 && s.group() <= 8) && !(s.head_dim == 64 && s.group() <= 4)) {
+    return "there is no kernel for the head size and group";
+  }
+  return "";
+}
+
 void complete_plan(const PagedShape& s, PagedPlan& p) {
-  p.path = PagedPath::kFused;
+  if (p.path == PagedPath::kGeneric) p.path = PagedPath::kFused;
   p.score_rows = static_cast<int32_t>(score_rows(s));
   p.attend_rows = static_cast<int32_t>(attend_rows(s));
   set_quota(s.budget, p.score_ctas, p.quota, p.slots);
@@ -179,20 +194,22 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   const int64_t units = ceil_div(ceil_div(s.max_length, 16), p.score_ctas) * 16;
   const int64_t round = int64_t{paged::kThreads} / 32 * paged::score_round_tokens(row);
   p.score_iterations = static_cast<int32_t>(ceil_div(units, round));
+  const bool one = p.path == PagedPath::kOneLaunch;
+  if (one) ++p.score_iterations;  // of the new token
   const int heads = paged::score_heads(four_sets(s) ? 4 : s.fcs_per_query_head != 0 ? 1 : s.group());
   const int part = s.index_type == PagedIndexType::kBF16 || s.index_type == PagedIndexType::kF8E4M3 ? 2 : 1;
-  const int64_t scoring = (together == 4 ? paged::kPruneSharedBytes4 : paged::kPruneSharedBytes1) +
-                          paged::score_query_bytes(heads, s.index_dims, part) +
+  const int64_t pruning = together == 4 ? paged::kPruneSharedBytes4 : paged::kPruneSharedBytes1;
+  const int64_t scoring = (one ? 0 : pruning) + paged::score_query_bytes(heads, s.index_dims, part) +
                           int64_t{4} * paged::kThreads * paged::score_round_keys(row, together) * p.score_iterations;
   const int64_t new_tokens =
       int64_t{paged::kThreads} / 32 * paged::score_new_bytes(heads, s.index_dims, part, together);
   p.score_smem = std::max(scoring, new_tokens);
   p.heads_per_row = s.tokens_per_query_head != 0 ? 1 : std::min(8, s.group());
   p.attend_smem = paged::attend_layout(s.budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,
-                                       paged::table_entries(s.max_length, s.page_size))
+                                       paged::table_entries(s.max_length, s.page_size), p.team())
                       .total;
   const int64_t sets = int64_t{s.num_seqs} * s.num_query_tokens * s.num_sets();
-  p.workspace_bytes = round_up(sets * p.entries() * 8, 256) + round_up(sets * p.lists() * 16, 256);
+  p.workspace_bytes = one ? 0 : round_up(sets * p.entries() * 8, 256) + round_up(sets * p.lists() * 16, 256);
 }
 
 namespace {
@@ -208,11 +225,38 @@ bool fits(const PagedPlan& p) {
   return p.score_smem <= kPagedSharedMemory && p.attend_smem <= kPagedSharedMemory && p.entries() < 65536;
 }
 
+// The step in one launch, or a generic plan where two launches are faster: limits measured on H100 and H200 (docs/gpu.md).
+PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
+  const int64_t rows = attend_rows(s);
+  const int64_t need = s.budget - s.sinks - s.recent;
+  for (const int32_t cluster : {8, 4, 2, 1}) {
+    PagedPlan p;
+    p.path = PagedPath::kOneLaunch;
+    p.score_ctas = p.cluster = cluster;
+    complete_plan(s, p);
+    const int64_t memory = p.score_smem + p.attend_smem;
+    if (memory > kPagedSharedMemory) continue;
+    // Clusters that run at once: those of 8 and 4 do not fill every GPC.
+    const int64_t per_sm = 2 * memory + 4096 <= kPagedSharedMemory ? 2 : 1;
+    const int64_t lost = cluster == 8 ? 1 : cluster == 4 ? 3 : 0;
+    if (cluster > 1 && rows > per_sm * (device.num_sms / cluster - lost)) continue;
+    // A CTA keeps its keys in shared memory, and those that may be kept in registers.
+    const int64_t tokens = ceil_div(s.max_length, cluster);
+    const int64_t most = need > 256 * int64_t{cluster} ? 4096 : cluster == 2 ? 16384 : 8192;
+    return tokens <= most ? p : PagedPlan();
+  }
+  return PagedPlan();
+}
+
 }  // namespace
 
 PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   check(s);
   if (!paged_fused_refusal(s, device).empty()) return generic_plan(s);
+  if (paged_one_launch_refusal(s).empty()) {
+    PagedPlan one = one_launch_plan(s, device);
+    if (one.path == PagedPath::kOneLaunch) return one;
+  }
   PagedPlan p;
   // One wave of CTAs, with 512 tokens each at least, 2,048 where a row has more than 8 and 4,096 where it has more than 16, as launch
   // 2 reads a list of each; more CTAs where one would have more tokens than it holds keys for, or long lists.

@@ -116,8 +116,9 @@ struct PagedDevice {
 };
 
 enum class PagedPath : int32_t {
-  kFused = 0,    // two launches: score + local prune, then threshold + attention in clusters
-  kGeneric = 1,  // four simple launches, for every other shape and for devices before sm_90
+  kFused = 0,      // two launches: score + local prune, then threshold + attention in clusters
+  kGeneric = 1,    // four simple launches, for every other shape and for devices before sm_90
+  kOneLaunch = 2,  // all of a row by one cluster, where rows are short enough (score_ctas = cluster)
 };
 
 struct PagedPlan {
@@ -134,11 +135,13 @@ struct PagedPlan {
   int32_t heads_per_row = 0;  // query heads that one attention row serves
   int64_t score_smem = 0;
   int64_t attend_smem = 0;
-  int64_t workspace_bytes = 0;  // 256-byte aligned memory of the caller, no need to clear it
+  int64_t workspace_bytes = 0;  // 256-byte aligned memory of the caller, no need to clear it; one launch needs none
 
   // What launch 1 publishes for a set: a list of `slots` (key, token) a CTA, that of the new tokens included.
-  constexpr int32_t lists() const { return score_ctas + 1; }
+  constexpr int32_t lists() const { return score_ctas + (path == PagedPath::kOneLaunch ? 0 : 1); }
   constexpr int32_t entries() const { return lists() * slots; }
+  // CTAs that do a row's step together in one launch; 0: two launches.
+  constexpr int32_t team() const { return path == PagedPath::kOneLaunch ? cluster : 0; }
 };
 
 // Throws Error(kInvalidArgument) with what is wrong and what to do.
@@ -153,8 +156,9 @@ int64_t paged_bytes(const PagedShape& shape, const int32_t* lengths);
 PagedPlan paged_plan(const PagedShape& shape, const PagedDevice& device);
 // The rest of a fused plan whose score_ctas and cluster are given (tuning).
 void complete_plan(const PagedShape& shape, PagedPlan& plan);
-// Empty, or why the fused path cannot do the shape on the device.
+// Empty, or why the fused path cannot do the shape on the device, or not in one launch.
 std::string paged_fused_refusal(const PagedShape& shape, const PagedDevice& device);
+std::string paged_one_launch_refusal(const PagedShape& shape);
 
 // Scalar, in f64 where it rounds; every pointer is host memory.
 void paged_decode_ref(const PagedArgs& args);

@@ -29,7 +29,7 @@ inline constexpr int kHeldKeys = 8;
 struct SelectShared {
   u32 hist[kPruneBins];
   u32 none[32];  // where a lane counts what is not to be counted, which takes no branch
-  uint4 warps[kThreads / 32 / 4];
+  alignas(16) u32 warps[kThreads / 32];
   alignas(16) u32 ties[kSelectTies];  // 0 past the last one
   u32 num_ties;
   u32 tie_key;
@@ -248,7 +248,6 @@ template <class Wanted, class Emit>
 __device__ __forceinline__ void emit_kept(SelectShared& s, const Lists& lists, const Threshold& t, const Wanted& wanted,
                                           const Emit& emit) {
   const u32 before = (1U << (threadIdx.x & 31)) - 1U;
-  const int warp = threadIdx.x >> 5;
   u32 least = t.key + 1U;
   u32 most = 0xFFFFFFFFU;
   u32 place = 0;
@@ -266,12 +265,12 @@ __device__ __forceinline__ void emit_kept(SelectShared& s, const Lists& lists, c
     lists.for_others([&](const uint4& pair) {
       total += static_cast<u32>(__popc(kept_by(pair.x)) + __popc(kept_by(pair.z)));
     });
-    (&s.warps[0].x)[warp] = total;  // the same of all lanes
+    s.warps[threadIdx.x >> 5] = total;  // the same of all lanes
     __syncthreads();
-    const uint4 of[2] = {s.warps[0], s.warps[1]};
-    static_assert(kThreads / 32 == 8);
-#pragma unroll
-    for (int w = 0; w < 8; ++w) place += w < warp ? (&of[0].x)[w] : 0U;
+    u32 of_warps;
+    u32 of_all;
+    sum_warps(s.warps, of_warps, of_all);
+    place += of_warps;
     const auto put = [&](u32 mask, const u32* token) {
       const u32 at = place + static_cast<u32>(__popc(mask & before));
       if ((mask & (before + 1U)) != 0 && at < end && wanted(at)) emit(static_cast<int>(*token), at);

@@ -59,7 +59,11 @@ struct Exchange {
   __device__ int capacity() const { return (chunks + size - 1) >> log_size; }
   __device__ u32 barrier() const { return shared_address(memory + layout.barrier); }
   // One thread, at the start.
-  __device__ void expect() const { expect_stores(barrier(), size * (mine() * 128 + 8 * 8)); }
+  __device__ void expect() const {
+    init_barrier(barrier());
+    share_barriers();
+    expect_stores(barrier(), size * (mine() * 128 + 8 * 8));
+  }
   // Without a cluster stores to a peer are illegal, even to oneself.
   template <class T>
   __device__ void store(T* to, int owner, T value) const {
@@ -143,21 +147,31 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
     const bool has_sink = p.a.sink_logits != nullptr;
     const float sink = has_sink ? __ldg(p.a.sink_logits + r.head0 + h) * 1.44269504F : -1e30F;
     float m = sink;
-    float2 of_cta[8];
-    float values[8];
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      of_cta[k] = k < x.size ? stats[k * 8 + h] : make_float2(-1e30F, 0);
-      values[k] = k < x.size ? inbox[k * x.capacity() * 32 + j] : 0.0F;
-      m = fmaxf(m, of_cta[k].x);
-    }
     float value = 0;
-    float sum = has_sink ? exp2f(sink - m) : 0.0F;
+    float sum = has_sink ? 1.0F : 0.0F;
+    // Eight CTAs at a time.
+#pragma unroll 1
+    for (int first = 0; first < x.size; first += 8) {
+      float2 of_cta[8];
+      float values[8];
+      float highest = m;
 #pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      const float f = exp2f(of_cta[k].x - m);
-      value += f * values[k];
-      sum += f * of_cta[k].y;
+      for (int k = 0; k < 8; ++k) {
+        const bool is_one = first + k < x.size;
+        of_cta[k] = is_one ? stats[(first + k) * 8 + h] : make_float2(-1e30F, 0);
+        values[k] = is_one ? inbox[(first + k) * x.capacity() * 32 + j] : 0.0F;
+        highest = fmaxf(highest, of_cta[k].x);
+      }
+      const float shrink = exp2f(m - highest);
+      value *= shrink;
+      sum *= shrink;
+      m = highest;
+#pragma unroll
+      for (int k = 0; k < 8; ++k) {
+        const float f = exp2f(of_cta[k].x - m);
+        value += f * values[k];
+        sum += f * of_cta[k].y;
+      }
     }
     const float out = sum == 0.0F ? 0.0F : __fdividef(value, sum);
     char* to = static_cast<char*>(p.a.out.data) + r.seq * p.a.out.seq_stride + r.query * p.a.out.token_stride +
@@ -227,6 +241,134 @@ __device__ __noinline__ inline KeptAgain select_again(const StepParams& p, Atten
   return {before + mine, all + static_cast<u32>(forced)};
 }
 
+// What a row keeps besides the best of its lists, and where kept token i of it goes: to CTA i mod size, and CTA 0 reports all.
+template <int kDim>
+struct KeptRow {
+  const Exchange<kDim>& x;
+  int2* list;
+  int32_t* report;  // null: not wanted
+  int seen;         // tokens that the query may see
+  bool all_kept;
+  int forced;  // sinks and recent tokens, or all
+  u32 need;    // from the lists
+
+  __device__ __forceinline__ KeptRow(const StepParams& p, const AttendRow& r, const Exchange<kDim>& exchange, int length)
+      : x(exchange), list(reinterpret_cast<int2*>(exchange.memory + exchange.layout.list)) {
+    const PagedShape& s = p.a.shape;
+    seen = length - s.num_query_tokens + r.query + 1;
+    all_kept = seen <= s.budget;
+    forced = all_kept ? max(seen, 0) : s.sinks + s.recent;
+    need = all_kept ? 0U : static_cast<u32>(s.budget - forced);
+    report = p.a.kept != nullptr && r.reports ? p.a.kept + r.set * s.budget : nullptr;
+  }
+  __device__ __forceinline__ bool is_mine(u32 i) const { return (i & static_cast<u32>(x.size - 1)) == static_cast<u32>(x.rank); }
+  __device__ __forceinline__ void put(int token, u32 i) const { list[i >> x.log_size].x = token; }
+  // Places of the report from `kept` on.
+  __device__ __forceinline__ void report_none(int kept, int budget) const {
+    if (report == nullptr) return;
+    for (int i = kept + x.rank * kThreads + static_cast<int>(threadIdx.x); i < budget; i += kThreads * x.size) report[i] = -1;
+  }
+  // Forced tokens of this CTA.
+  __device__ __forceinline__ int forced_here() const { return (forced - x.rank + x.size - 1) >> x.log_size; }
+  // mark: of their entries in the list.
+  __device__ __forceinline__ void put_forced(const PagedShape& s, int mark) const {
+    for (int i = threadIdx.x; i < forced; i += kThreads) {
+      const int token = all_kept || i < s.sinks ? i : seen - s.recent + (i - s.sinks);
+      if (is_mine(static_cast<u32>(i))) put(token | mark, static_cast<u32>(i));
+      if (report != nullptr && x.rank == 0) report[i] = token;
+    }
+  }
+};
+
+// What this CTA attends to, by the row's lists in shared memory (and held, after a barrier): how many tokens of row.list. Ends
+// with a barrier.
+template <int kDim>
+__device__ __forceinline__ int select_kept(const StepParams& p, const AttendRow& r, const KeptRow<kDim>& row, const Lists& all,
+                                           const uint4& bounds) {
+  const Exchange<kDim>& exchange = row.x;
+  const int size = exchange.size;
+  const int rank = exchange.rank;
+  int2* list = row.list;
+  auto& select = *reinterpret_cast<SelectShared*>(exchange.memory + exchange.layout.select);
+  u32 kept = static_cast<u32>(row.forced);
+  bool exact = true;
+  if (row.need != 0) {
+    const Threshold t = find_threshold(select, all, row.need, bounds);
+    exact = t.exact;
+    if (exact) {
+      const auto first = static_cast<u32>(row.forced);
+      emit_kept(
+          select, all, t, [&](u32 i) { return row.is_mine(first + i); }, [&](int token, u32 i) { row.put(token, first + i); });
+      if (row.report != nullptr && rank == 0) {
+        __syncthreads();
+        emit_kept(
+            select, all, t, [](u32) { return true; }, [&](int token, u32 i) { row.report[first + i] = token; });
+      }
+      kept += t.kept;
+    }
+  }
+  int n = (static_cast<int>(kept) - rank + size - 1) >> exchange.log_size;
+  if (!exact) {
+    __syncthreads();
+    const KeptAgain again = select_again(p, r, row.seen, *reinterpret_cast<ExactShared*>(exchange.memory),
+                                         reinterpret_cast<u32*>(exchange.memory + exchange.layout.slots), list);
+    n = static_cast<int>(again.mine);
+    kept = again.all;
+  }
+  row.report_none(static_cast<int>(kept), p.a.shape.budget);
+  __syncthreads();
+  return n;
+}
+
+// Attention of this CTA over the first n tokens of the list, and its combination with the peers'. own_table: the block table in
+// shared memory, or null.
+// choose(): as in attend_tile; token_of: of an entry of the list. kAhead: V with K wherever a row has many CTAs.
+template <int kDim, bool kF16, bool kAhead, class Choose, class TokenOf>
+__device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow& r, const Exchange<kDim>& exchange, int n,
+                                            const int* own_table, const Choose& choose, const TokenOf& token_of) {
+  const int tid = threadIdx.x;
+  const int lane = tid & 31;
+  int2* list = reinterpret_cast<int2*>(exchange.memory + exchange.layout.list);
+  Partial<kDim> o;
+#pragma unroll
+  for (int i = 0; i < Partial<kDim>::kTiles * 4; ++i) {
+    o.out[i][0] = o.out[i][1] = o.out[i][2] = o.out[i][3] = 0.0F;
+  }
+  constexpr int kStep = kThreads / 32 * 16;
+  const char* k_base = static_cast<const char*>(p.a.k.data) + r.kv_head * p.a.k.head_stride;
+  const char* v_base = static_cast<const char*>(p.a.v.data) + r.kv_head * p.a.v.head_stride;
+  const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
+  const char* queries = exchange.memory + exchange.layout.queries;
+  const auto attend = [&](auto tiles_ahead) {
+    constexpr int kTilesAhead = decltype(tiles_ahead)::value;
+    const bool prefetches = kAhead ? exchange.size >= 4 : kTilesAhead < Partial<kDim>::kTiles;
+    for (int first = tid / 32 * 16; first < n; first += kStep) {
+      // Where the tile's tokens lie, a lane each. What is not asked for together with K comes to L2 meanwhile.
+      if (lane < 16 && first + lane < n) {
+        const Place place = place_of(p, token_of(list[first + lane].x));
+        const int block = own_table != nullptr ? own_table[place.page] : load_stream<int>(table + place.page);
+        list[first + lane] = make_int2(block, place.offset);
+        if (prefetches) {
+          const char* v = v_base + block * p.a.v.block_stride + place.offset * p.a.v.token_stride;
+#pragma unroll
+          for (int line = 0; line < (2 * kDim + 127) / 128; ++line) prefetch_l2(v + line * 128);
+        }
+      }
+      __syncwarp();
+      attend_tile<kDim, kF16, kTilesAhead>(p, list, first, n, queries, k_base, v_base, o, choose);
+    }
+  };
+  // Where a row has many CTAs and more than two warps of each attend, latency is what counts; else the gather's throughput.
+  constexpr int kAllAhead = Partial<kDim>::kTiles < 2 ? 1 : 2;
+  if (kAhead || (Partial<kDim>::kTiles == 2 && exchange.size >= 4 && n > 32)) {
+    attend(std::integral_constant<int, kAllAhead>());
+  } else {
+    attend(std::integral_constant<int, 1>());
+  }
+  choose();  // by every warp, whether it attends or not
+  combine<kDim, kF16>(p, r, n, o, exchange);
+}
+
 template <int kDim, bool kF16>
 __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
@@ -234,7 +376,6 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   using T = Team<true>;
   const PagedShape& shape = p.a.shape;
   const int tid = threadIdx.x;
-  const int lane = tid & 31;
   const int size = T::size();
   int rank = T::rank();
   asm volatile("" : "+r"(rank));  // a register: to read it again takes long
@@ -248,7 +389,6 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
                                 rank,
                                 __ffs(size) - 1};  // a power of two
   auto& select = *reinterpret_cast<SelectShared*>(memory + exchange.layout.select);
-  int2* list = reinterpret_cast<int2*>(memory + exchange.layout.list);
   uint2* slots = reinterpret_cast<uint2*>(memory + exchange.layout.slots);
   if (tid == 0) exchange.expect();
   __syncwarp();
@@ -256,7 +396,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
 
   // What launch 1 does not write, and its predecessors had written before it let us start.
   const int length = __ldcg(p.a.lengths + r.seq);
-  const int seen = length - shape.num_query_tokens + r.query + 1;
+  const KeptRow<kDim> row(p, r, exchange, length);
   // Queries, 8 heads whether there are so many or not.
   char* queries = memory + exchange.layout.queries;
   for (int i = tid; i < kDim; i += kThreads) {
@@ -269,25 +409,10 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   select.clear();
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   int* own_table = reinterpret_cast<int*>(memory + exchange.layout.table);
-  const int entries = seen > 0 ? min(p.table_entries, place_of(p, seen - 1).page + 1) : 0;
+  const int entries = row.seen > 0 ? min(p.table_entries, place_of(p, row.seen - 1).page + 1) : 0;
   for (int i = tid; i < entries; i += kThreads) copy_async4(shared_address(own_table + i), table + i);
 
-  const bool all_kept = seen <= shape.budget;
-  const int forced = all_kept ? max(seen, 0) : shape.sinks + shape.recent;
-  const u32 need = all_kept ? 0U : static_cast<u32>(shape.budget - forced);
-  u32 kept = static_cast<u32>(forced);
-  const bool reports = p.a.kept != nullptr && r.reports;
-  int32_t* report = p.a.kept + (reports ? r.set * shape.budget : 0);
-  // Place i of the kept tokens goes to CTA i mod size, and CTA 0 reports all.
-  const bool reporter = reports && rank == 0;
-  const auto is_mine = [&](u32 i) { return (i & static_cast<u32>(size - 1)) == static_cast<u32>(rank); };
-  const auto put = [&](int token, u32 i) {
-    if (is_mine(i)) list[i >> exchange.log_size].x = token;
-    if (reporter) report[i] = token;
-  };
-  for (int i = tid; i < forced; i += kThreads) {
-    put(all_kept || i < shape.sinks ? i : seen - shape.recent + (i - shape.sinks), static_cast<u32>(i));
-  }
+  row.put_forced(shape, 0);
   const uint2* lists_of_set = p.slots + r.set * count;
   const uint4* bounds_of_set = p.bounds + r.set * lists;
   touch(lists_of_set);
@@ -295,81 +420,24 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   T::wait();  // it empties L1, which nothing is in yet
   grid_wait();
   grid_launch_dependents();
-  if (seen <= 0) {
+  if (row.seen <= 0) {
     write_nothing<kDim>(p, r);
     return;
   }
 
-  bool exact = true;
-  if (need != 0) {
-    Lists all{slots, count, {}};
+  Lists all{slots, count, {}};
+  uint4 bounds = make_uint4(0, 0, 0, 0);
+  if (row.need != 0) {
     all.copy(lists_of_set);
-    const uint4 bounds = join_bounds(bounds_of_set, lists);
+    bounds = join_bounds(bounds_of_set, lists);
     __syncthreads();  // for select.clear()
     copy_async_wait();
     all.hold();
-    const Threshold t = find_threshold(select, all, need, bounds);
-    exact = t.exact;
-    if (exact) {
-      const auto first = static_cast<u32>(forced);
-      emit_kept(
-          select, all, t, [&](u32 i) { return is_mine(first + i); },
-          [&](int token, u32 i) { list[(first + i) >> exchange.log_size].x = token; });
-      if (reporter) {
-        __syncthreads();
-        emit_kept(
-            select, all, t, [](u32) { return true; }, [&](int token, u32 i) { report[first + i] = token; });
-      }
-      kept += t.kept;
-    }
   }
-  int n = (static_cast<int>(kept) - rank + size - 1) >> exchange.log_size;
-  if (!exact) {
-    __syncthreads();
-    const KeptAgain again =
-        select_again(p, r, seen, *reinterpret_cast<ExactShared*>(memory), reinterpret_cast<u32*>(slots), list);
-    n = static_cast<int>(again.mine);
-    kept = again.all;
-  }
-  __syncthreads();
-  if (reports) {
-    for (int i = static_cast<int>(kept) + rank * kThreads + tid; i < shape.budget; i += kThreads * size) report[i] = -1;
-  }
-
-  Partial<kDim> o;
-#pragma unroll
-  for (int i = 0; i < Partial<kDim>::kTiles * 4; ++i) {
-    o.out[i][0] = o.out[i][1] = o.out[i][2] = o.out[i][3] = 0.0F;
-  }
-  constexpr int kStep = kThreads / 32 * 16;
-  const char* k_base = static_cast<const char*>(p.a.k.data) + r.kv_head * p.a.k.head_stride;
-  const char* v_base = static_cast<const char*>(p.a.v.data) + r.kv_head * p.a.v.head_stride;
-  const bool has_table = need != 0 && entries != 0;  // the copy is there where something was selected
-  const auto attend = [&](auto tiles_ahead) {
-    constexpr int kTilesAhead = decltype(tiles_ahead)::value;
-    for (int first = tid / 32 * 16; first < n; first += kStep) {
-      // Where the tile's tokens lie, a lane each. What is not asked for together with K comes to L2 meanwhile.
-      if (lane < 16 && first + lane < n) {
-        const Place place = place_of(p, list[first + lane].x);
-        const int block = has_table ? own_table[place.page] : load_stream<int>(table + place.page);
-        list[first + lane] = make_int2(block, place.offset);
-        if constexpr (kTilesAhead < Partial<kDim>::kTiles) {
-          const char* v = v_base + block * p.a.v.block_stride + place.offset * p.a.v.token_stride;
-#pragma unroll
-          for (int line = 0; line < (2 * kDim + 127) / 128; ++line) prefetch_l2(v + line * 128);
-        }
-      }
-      __syncwarp();
-      attend_tile<kDim, kF16, kTilesAhead>(p, list, first, n, queries, k_base, v_base, o);
-    }
-  };
-  // Where a row has many CTAs and more than two warps of each attend, latency is what counts; else the gather's throughput.
-  if (Partial<kDim>::kTiles == 2 && size >= 4 && n > 32) {
-    attend(std::integral_constant<int, 2>());
-  } else {
-    attend(std::integral_constant<int, 1>());
-  }
-  combine<kDim, kF16>(p, r, n, o, exchange);
+  const int n = select_kept(p, r, row, all, bounds);
+  // The copy of the table is there where something was selected.
+  attend_list<kDim, kF16, false>(p, r, exchange, n, row.need != 0 && entries != 0 ? own_table : nullptr,
+                                  [] { return AllKept(); }, [](int token) { return token; });
 #endif
 }
 

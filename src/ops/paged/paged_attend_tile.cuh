@@ -15,11 +15,17 @@ struct Partial {
   float out[kTiles * 4][4];
 };
 
-// kTilesAhead: of V, 64 dims each, that are asked for together with K: 1 or 2.
-template <int kDim, bool kF16, int kTilesAhead>
+// Every entry of the list is kept.
+struct AllKept {
+  __device__ __forceinline__ bool kept(int) const { return true; }
+};
+
+// kTilesAhead: of V, 64 dims each, that are asked for soon after K: 1 or 2. choose(): which entries are kept, asked for once K is on
+// its way.
+template <int kDim, bool kF16, int kTilesAhead, class Choose>
 __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* list, int first, int n,
                                             const char* queries, const char* k_base, const char* v_base,
-                                            Partial<kDim>& o) {
+                                            Partial<kDim>& o, const Choose& choose) {
   constexpr int kPieces = kDim / 32;  // 16-byte pieces of K a lane
   const int lane = threadIdx.x & 31;
   const int g = lane >> 2;
@@ -33,13 +39,14 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* lis
 #pragma unroll
     for (int j = 0; j < kPieces; ++j) k[h][j] = load_stream<uint4>(row + j * 64);
   }
+  const auto choice = choose();
   const char* rows[4];
-  bool real[4];
+  bool kept[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int t = first + (i >> 1) * 8 + 2 * c + (i & 1);
-    real[i] = t < n;
-    const int2 at = list[real[i] ? t : first];
+    kept[i] = t < n && choice.kept(t);
+    const int2 at = list[t < n ? t : first];
     rows[i] = v_base + at.x * p.a.v.block_stride + at.y * p.a.v.token_stride + g * 16;
   }
   const auto load_v = [&](int j, uint4(&v)[4]) {
@@ -47,7 +54,7 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* lis
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       v[i] = make_uint4(0, 0, 0, 0);
-      if (real[i] && inside) v[i] = load_stream<uint4>(rows[i] + j * 128);
+      if (kept[i] && inside) v[i] = load_stream<uint4>(rows[i] + j * 128);
     }
   };
   uint4 v[kTilesAhead][4];
@@ -71,7 +78,7 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* lis
     for (int x = 0; x < 2; ++x) {
       float a = s[h][x] * p.score_factor;
       if (p.score_cap > 0) a = p.score_cap * tanhf(a);
-      w[h][x] = first + h * 8 + 2 * c + x < n ? a : -1e30F;
+      w[h][x] = kept[2 * h + x] ? a : -1e30F;
       highest = fmaxf(highest, w[h][x]);
     }
   }

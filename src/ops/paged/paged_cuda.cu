@@ -117,19 +117,34 @@ paged::AttendKernel attend_kernel_of(const PagedShape& s) {
   }
 }
 
-void decode_fused(const PagedArgs& args, const PagedPlan& plan, Pieces pieces, cudaStream_t stream) {
+paged::StepKernel step_kernel_of(const PagedShape& s) {
+  if (s.kv_type != PagedKvType::kBF16) return nullptr;
+  switch (s.index_type) {
+    case PagedIndexType::kI8:
+      return paged::step_kernel_int8(s.head_dim, s.index_dims, s.group());
+    case PagedIndexType::kI4:
+      return paged::step_kernel_int4(s.head_dim, s.index_dims, s.group());
+    case PagedIndexType::kF8E4M3:
+      return paged::step_kernel_fp8(s.head_dim, s.index_dims, s.group());
+    default:
+      return nullptr;
+  }
+}
+[[noreturn]] void refuse_plan() {
+  throw Error(ErrorCode::kInvalidArgument, "paged decode: the plan is for another shape; make one with paged_plan");
+}
+
+void decode_fused(const PagedArgs& args, const PagedPlan& plan, void* workspace, cudaStream_t stream) {
   const PagedShape& s = args.shape;
   const int64_t tokens = static_cast<int64_t>(s.num_seqs) * s.num_query_tokens;
   const int64_t sets = tokens * s.num_sets();
   paged::StepParams params;
   params.a = args;
   params.plan = plan;
-  params.slots = pieces.take<uint2>(sets * plan.entries());
-  params.bounds = pieces.take<uint4>(sets * plan.lists());
   set_page_division(s.page_size, params);
   params.table_entries = paged::table_entries(s.max_length, s.page_size);
   params.layout = paged::attend_layout(s.budget, s.head_dim, plan.heads_per_row, plan.entries(), s.index_dims,
-                                       params.table_entries);
+                                       params.table_entries, plan.team());
   constexpr float kLog2E = 1.44269504F;
   params.score_factor = args.softcap > 0 ? args.scale / args.softcap : args.scale * kLog2E;
   params.score_cap = args.softcap > 0 ? args.softcap * kLog2E : 0.0F;
@@ -138,10 +153,22 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, Pieces pieces, c
   // Beside the rows: CTAs for the new tokens, a warp a row (paged_score.cuh).
   const int32_t warps = plan.score_ctas * (paged::kThreads / 32);
   const int32_t rows_for_new = (params.rows_of_token + warps - 1) / warps;
-  const paged::ScoreKernel score = score_kernel_of(s);
-  if (score == nullptr) {
-    throw Error(ErrorCode::kInvalidArgument, "paged decode: the plan is for another shape; make one with paged_plan");
+  if (plan.path == PagedPath::kOneLaunch) {
+    const paged::StepKernel step = step_kernel_of(s);
+    if (step == nullptr || !paged_one_launch_refusal(s).empty()) refuse_plan();
+    launch(step,
+           {.grid = dim3(static_cast<unsigned>(plan.attend_rows * plan.cluster)),
+            .threads = paged::kThreads,
+            .shared_bytes = plan.attend_smem + plan.score_smem,
+            .cluster = plan.cluster},
+           params, stream);
+    return;
   }
+  Pieces pieces(workspace);
+  params.slots = pieces.take<uint2>(sets * plan.entries());
+  params.bounds = pieces.take<uint4>(sets * plan.lists());
+  const paged::ScoreKernel score = score_kernel_of(s);
+  if (score == nullptr) refuse_plan();
   launch(score,
          {.grid = dim3(static_cast<unsigned>(plan.score_ctas * tokens),
                        static_cast<unsigned>(params.rows_of_token + rows_for_new)),
@@ -185,8 +212,8 @@ PagedDevice paged_device(int32_t ordinal) {
 void paged_decode_cuda(const PagedArgs& args, const PagedPlan& plan, void* workspace, void* stream) {
   check(args);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  if (plan.path == PagedPath::kFused) {
-    decode_fused(args, plan, Pieces(workspace), cuda_stream);
+  if (plan.path != PagedPath::kGeneric) {
+    decode_fused(args, plan, workspace, cuda_stream);
   } else {
     decode_generic(args, Pieces(workspace), cuda_stream);
   }

@@ -109,9 +109,12 @@ __device__ __forceinline__ u32 peer_address(u32 address, int rank) {
   return peer;
 }
 // One thread; the cluster synchronises before anyone stores.
-__device__ __forceinline__ void expect_stores(u32 barrier, int bytes) {
+__device__ __forceinline__ void init_barrier(u32 barrier) {
   asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(barrier) : "memory");
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void share_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// One thread: the barrier's phase ends when so many bytes were stored, some of them before this perhaps.
+__device__ __forceinline__ void expect_stores(u32 barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void store_peer(u32 to, u32 barrier, float4 v) {
@@ -124,14 +127,28 @@ __device__ __forceinline__ void store_peer(u32 to, u32 barrier, float2 v) {
                "f"(v.y), "r"(barrier)
                : "memory");
 }
+__device__ __forceinline__ void store_peer(u32 to, u32 barrier, uint4 v) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(to),
+               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
+               : "memory");
+}
+__device__ __forceinline__ void store_peer(u32 to, u32 barrier, uint2 v) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.u32 [%0], {%1,%2}, [%3];" ::"r"(to), "r"(v.x),
+               "r"(v.y), "r"(barrier)
+               : "memory");
+}
+__device__ __forceinline__ void store_peer(u32 to, u32 barrier, u32 v) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(to), "r"(v), "r"(barrier)
+               : "memory");
+}
 // What arrives is in this CTA's own shared memory: acquiring for the cluster would empty L1 at every try.
-__device__ __forceinline__ void wait_stores(u32 barrier) {
+__device__ __forceinline__ void wait_stores(u32 barrier, u32 parity = 0) {
   u32 done = 0;
   while (done == 0) {
     asm volatile(
-        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0; selp.u32 %0, 1, 0, p;}"
+        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
         : "=r"(done)
-        : "r"(barrier)
+        : "r"(barrier), "r"(parity)
         : "memory");
   }
 }

@@ -113,16 +113,19 @@ def check_case(case, fused=None, with_ref=True):
     step = make(case)
     ref = step.to("cpu") if with_ref else None
     untouched = step.out._base[:, :, -1].clone()
-    plan = paged.plan(step.shape)
+    plans = paged.plans(step.shape, cluster=1 << case.seed % 4)
     if fused is not None:
-        assert (plan.path == 0) == fused
-    workspace = torch.full((plan.workspace_bytes + 512,), 0xA5, dtype=torch.uint8, device="cuda")
-    step.run(plan, workspace)
-    torch.cuda.synchronize()
-    assert bool((workspace[plan.workspace_bytes:] == 0xA5).all()), "nothing written behind the workspace"
-    assert torch.equal(step.out._base[:, :, -1], untouched), "nothing written between rows"
-    check_kept(step, case.lengths)
-    check_out(step)
+        assert (plans[0].path != paged.GENERIC) == fused
+    for plan in plans:
+        for t in (step.out, step.lse, step.kept):
+            t.fill_(-7)
+        workspace = torch.full((plan.workspace_bytes + 512,), 0xA5, dtype=torch.uint8, device="cuda")
+        step.run(plan, workspace)
+        torch.cuda.synchronize()
+        assert bool((workspace[plan.workspace_bytes:] == 0xA5).all()), "nothing written behind the workspace"
+        assert torch.equal(step.out._base[:, :, -1], untouched), "nothing written between rows"
+        check_kept(step, case.lengths)
+        check_out(step)
     if with_ref:
         blank = ref.index.clone()
         slots = slots_of(step, case).cpu()
@@ -135,7 +138,7 @@ def check_case(case, fused=None, with_ref=True):
         check_out(ref)
         for name in ("k", "v", "index"):
             assert torch.equal(bytes_of(getattr(step, name)).cpu(), bytes_of(getattr(ref, name))), name
-    return step, plan
+    return step, plans[0]
 
 
 RANDOM = random.Random(20260203)
@@ -177,11 +180,18 @@ FUSED_INDICES = [("int8", 16), ("int8", 32), ("int8", 64), ("fp8", 16), ("fp8", 
                  ("bf16", 16), ("bf16", 32)]
 
 
+ONE_LAUNCH_INDICES = [("int8", 16), ("int8", 32), ("fp8", 16), ("fp8", 32), ("int4", 32), ("int4", 64)]
+
+
 @pytest.mark.parametrize("index,dims", FUSED_INDICES)
 @pytest.mark.parametrize("own_tokens", [False, True])
 def test_fused_indices(index, dims, own_tokens):
     for group in (1, 4, 7, 16) if not REDUCED else (4,):
         check_case(Case(lengths=(1500, 70, 0), query_tokens=2, group=group, index=index, dims=dims, own_tokens=own_tokens), fused=True)
+        if not own_tokens:
+            case = Case(lengths=(1500, 70, 0, 6000), group=group, index=index, dims=dims, budget=100)
+            step, plan = check_case(case, fused=True)
+            assert (plan.path == paged.ONE_LAUNCH) == ((index, dims) in ONE_LAUNCH_INDICES and group <= 8)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "split", "packed"])
@@ -206,9 +216,13 @@ def test_every_tail(length):
     check_case(Case(lengths=(length,), budget=32, sinks=0, recent=0, own_tokens=True, append=False))
 
 
-def check_plan(case, **change):
+def check_plan(case, one=0, **change):
+    """change: of the plan with two launches; one: the cluster of that with one, where it is not 0."""
     step = make(case)
-    plan = paged.plan(step.shape)
+    plan = paged.one_launch(step.shape, one) if one else paged.two_launches(step.shape)
+    if plan is None:
+        assert case.own_tokens or case.query_tokens > 1 or (case.index, case.dims) not in ONE_LAUNCH_INDICES or case.group > 8
+        return
     for name, value in change.items():
         setattr(plan, name, value)
     library.complete_plan(step.shape, plan)
@@ -218,17 +232,22 @@ def check_plan(case, **change):
 
 
 @pytest.mark.parametrize("change", [dict(score_ctas=1), dict(score_ctas=2), dict(score_ctas=3), dict(score_ctas=7), dict(score_ctas=16),
-                                    dict(score_ctas=64), dict(cluster=1), dict(cluster=2), dict(cluster=8)])
+                                    dict(score_ctas=64), dict(cluster=1), dict(cluster=2), dict(cluster=8), dict(one=1), dict(one=2),
+                                    dict(one=4), dict(one=8)])
 def test_every_plan(change):
     for own_tokens in (False, True):
         check_plan(Case(lengths=(3000, 5000), own_tokens=own_tokens, budget=200), **change)
+    check_plan(Case(lengths=(300, 40, 9000), head_dim=64, index="int4", budget=90, sinks=0, recent=0, sink_logits=True), **change)
 
 
 @pytest.mark.parametrize("index,dims", FUSED_INDICES)
 def test_many_rounds(index, dims):
     """Units are looked up for 32 at a time, so several times by a warp here."""
     for group in (4, 9):
-        check_plan(Case(lengths=(20000, 6001), kv_heads=1, group=group, index=index, dims=dims, budget=200, sinks=100), score_ctas=1)
+        case = Case(lengths=(20000, 6001), kv_heads=1, group=group, index=index, dims=dims, budget=200, sinks=100)
+        check_plan(case, score_ctas=1)
+        for cluster in (1, 4):
+            check_plan(case, one=cluster)
     check_plan(Case(lengths=(9000, 6001), kv_heads=1, index=index, dims=dims, own_tokens=True, budget=200), score_ctas=3)
 
 
@@ -239,10 +258,11 @@ def test_fallback_shapes_are_refused_by_the_fused_path():
     assert paged.plan(Case().shape(), paged.Device(80, 108)).path == 1
 
 
-@pytest.mark.parametrize("budget", [1024, 2048])
+@pytest.mark.parametrize("budget", [1024, 2048, 4000])
 def test_large_budgets(budget):
-    for own_tokens in (False, True):
-        check_case(Case(lengths=(9000, 2000), budget=budget, own_tokens=own_tokens, sinks=16, recent=64), fused=True)
+    for own_tokens in (False, True) if budget < 4000 else (False,):
+        for seed in range(4):  # clusters of all sizes
+            check_case(Case(lengths=(9000, 2000), budget=budget, own_tokens=own_tokens, sinks=16, recent=64, seed=seed), fused=True)
 
 
 def test_generic_path_of_a_very_large_budget():
@@ -277,28 +297,29 @@ def plant(step, seq, head, tokens, strength=1.0):
 def test_hot_tokens(where, budget):
     """Where the best tokens lie decides what each CTA publishes, never the result. In one CTA they overflow its quota."""
     case = Case(lengths=(20000, 20000), budget=budget, kv_heads=2, sinks=0, recent=0)
-    step = make(case)
-    plan = paged.plan(step.shape)
-    assert plan.path == 0 and plan.score_ctas > 1
-    tokens = {
-        "window": torch.arange(7777, 7777 + budget),
-        "start": torch.arange(budget),
-        "stride": torch.arange(budget) * 64 + 3,
-        "one CTA": torch.tensor([unit_of(k, 1, plan.score_ctas) * 16 + i for k in range(budget // 16 + 1) for i in range(16)]),
-        "two CTAs": torch.tensor([unit_of(k, r, plan.score_ctas) * 16 + i for k in range(budget // 32 + 1) for r in (0, 3)
-                                  for i in range(16)]),
-    }[where].cuda()
-    tokens = tokens[tokens < 19990]
-    if where == "one CTA":
-        assert len(tokens) > plan.slots, "overflows what a CTA publishes"
-    for seq in range(2):
-        plant(step, seq, seq, tokens)  # one row of each sequence is hot, the other is not
-    step.run(plan)
-    check_kept(step, case.lengths)
-    check_out(step)
-    first = step.out.clone()
-    step.run(plan)
-    assert torch.equal(first, step.out)
+    shape = case.shape()
+    for plan in (paged.two_launches(shape), paged.one_launch(shape, 8), paged.one_launch(shape, 4)):
+        assert plan.score_ctas > 1
+        step = make(case)
+        tokens = {
+            "window": torch.arange(7777, 7777 + budget),
+            "start": torch.arange(budget),
+            "stride": torch.arange(budget) * 64 + 3,
+            "one CTA": torch.tensor([unit_of(k, 1, plan.score_ctas) * 16 + i for k in range(budget // 16 + 1) for i in range(16)]),
+            "two CTAs": torch.tensor([unit_of(k, r, plan.score_ctas) * 16 + i for k in range(budget // 32 + 1) for r in (0, 3)
+                                      for i in range(16)]),
+        }[where].cuda()
+        tokens = tokens[tokens < 19990]
+        if where == "one CTA":
+            assert len(tokens) > plan.slots, "overflows what a CTA publishes"
+        for seq in range(2):
+            plant(step, seq, seq, tokens)  # one row of each sequence is hot, the other is not
+        step.run(plan)
+        check_kept(step, case.lengths)
+        check_out(step)
+        first = step.out.clone()
+        step.run(plan)
+        assert torch.equal(first, step.out)
 
 
 def test_hot_tokens_per_query_head():
@@ -323,9 +344,26 @@ def test_ties(index, own_tokens):
         choice = torch.randint(0, values, step.k.shape[:3], device="cuda")
         step.k.copy_(few[choice][..., 0, :].to(step.k.dtype))
         write_index(step, case)
-        step.run()
-        check_kept(step, case.lengths)
-        check_out(step)
+        for plan in (p for cluster in (1, 2, 4, 8) for p in paged.plans(step.shape, cluster)):
+            step.run(plan)
+            check_kept(step, case.lengths)
+            check_out(step)
+
+
+@pytest.mark.parametrize("size", [20.0, -20.0])
+@pytest.mark.parametrize("cluster", [1, 4, 8])
+@pytest.mark.parametrize("index,dims", ONE_LAUNCH_INDICES)
+def test_clustered_scores(index, dims, cluster, size):
+    """All scores far from 0 and close to each other: not where one launch guesses the threshold, and many in one bin."""
+    case = Case(lengths=(8000, 3000), index=index, dims=dims, budget=200, append=False)
+    step = make(case)
+    step.k.copy_((size + 0.5 * torch.randn(step.k.shape, device="cuda")).to(step.k.dtype))
+    step.q.abs_()
+    step.index_scale.mul_(7)
+    write_index(step, case)
+    step.run(paged.one_launch(step.shape, cluster))
+    check_kept(step, case.lengths)
+    check_out(step)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -338,24 +376,27 @@ def test_nan_and_inf_in_k(bad, index):
         step.k[step.block_table[0, token // 16], 0, token % 16, ::3] = bad
     step.k_new[1, 0, 1, 7] = bad
     write_index(step, case)
-    step.run()
-    check_kept(step, case.lengths)
-    keeps_bad = torch.zeros(2, 4, dtype=torch.bool)
-    kept = pick(step.k, step, step.kept.clamp(min=0).long(), torch.arange(2, device="cuda")[:, None]).float()
-    keeps_bad = (~kept.isfinite()).any(-1).any(-1)[:, 0].repeat_interleave(2, 1)
-    assert bool(keeps_bad.any() and not keeps_bad.all())
-    want, _ = attend_f64(step, step.kept)
-    assert bool(step.out[:, 0][~keeps_bad].isfinite().all())
-    assert torch.allclose(step.out[:, 0][~keeps_bad].double(), want[:, 0][~keeps_bad], atol=0.03)
-    if bad != bad:
-        assert bool(step.out[:, 0][keeps_bad].isnan().all())
+    for plan in paged.plans(step.shape):
+        step.run(plan)
+        check_kept(step, case.lengths)
+        kept = pick(step.k, step, step.kept.clamp(min=0).long(), torch.arange(2, device="cuda")[:, None]).float()
+        keeps_bad = (~kept.isfinite()).any(-1).any(-1)[:, 0].repeat_interleave(2, 1)
+        assert bool(keeps_bad.any() and not keeps_bad.all())
+        want, _ = attend_f64(step, step.kept)
+        assert bool(step.out[:, 0][~keeps_bad].isfinite().all())
+        assert torch.allclose(step.out[:, 0][~keeps_bad].double(), want[:, 0][~keeps_bad], atol=0.03)
+        if bad != bad:
+            assert bool(step.out[:, 0][keeps_bad].isnan().all())
 
 
 def test_v_of_tokens_not_kept_is_not_read():
     case = Case(lengths=(1000,), budget=64)
     step = make(case)
-    step.run()
-    good = step.out.clone()
+    plans = [p for cluster in (1, 2, 4, 8) for p in paged.plans(step.shape, cluster)]
+    good = []
+    for plan in plans:
+        step.run(plan)
+        good.append(step.out.clone())
     kept = torch.zeros(case.kv_heads, 1000, dtype=torch.bool, device="cuda")
     kept.scatter_(1, step.kept[0, 0].long(), True)
     for head in range(case.kv_heads):
@@ -363,34 +404,38 @@ def test_v_of_tokens_not_kept_is_not_read():
         block = step.block_table[0].long()[tokens // 16]
         step.v[block, head, tokens % 16] = float("nan")
         step.k[block, head, tokens % 16] = float("nan")
-    step.run()
-    assert torch.equal(good, step.out)
+    for plan, want in zip(plans, good):
+        step.run(plan)
+        assert torch.equal(want, step.out)
 
 
 def test_bit_identical():
     for case in (Case(lengths=(9000, 50, 3000), budget=256), Case(lengths=(9000, 50), own_tokens=True, index="fp8"),
                  Case(lengths=(900,), kv=F8), Case(lengths=(20000,), budget=256, index="bf16")):
         step = make(case)
-        plan, workspace = step.run()
-        first = [t.clone() for t in (step.out, step.lse, step.kept)]
-        for i in range(20):
-            workspace.fill_(i)
-            for t in (step.out, step.lse, step.kept):
-                t.zero_()
-            step.run(plan, workspace)
-            assert all(torch.equal(a, b) for a, b in zip(first, (step.out, step.lse, step.kept)))
+        for plan in paged.plans(step.shape):
+            _, workspace = step.run(plan)
+            first = [t.clone() for t in (step.out, step.lse, step.kept)]
+            for i in range(20):
+                workspace.fill_(i)
+                for t in (step.out, step.lse, step.kept):
+                    t.zero_()
+                step.run(plan, workspace)
+                assert all(torch.equal(a, b) for a, b in zip(first, (step.out, step.lse, step.kept)))
 
 
 def test_two_streams():
-    cases = [Case(lengths=(30000,), seed=3, budget=256), Case(lengths=(30000,), seed=4, own_tokens=True)]
+    cases = [Case(lengths=(30000,), seed=3, budget=256), Case(lengths=(30000,), seed=4, own_tokens=True), Case(lengths=(30000,), seed=5)]
     steps = [make(c) for c in cases]
+    plans = [paged.plan(steps[0].shape), paged.plan(steps[1].shape), paged.two_launches(steps[2].shape)]
+    assert [p.path for p in plans] == [paged.ONE_LAUNCH, paged.FUSED, paged.FUSED]
     alone = []
-    for step in steps:
-        step.run()
+    for step, plan in zip(steps, plans):
+        step.run(plan)
         alone.append(step.out.clone())
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in steps]
-    state = [(paged.plan(s.shape), None) for s in steps]
+    state = [(plan, None) for plan in plans]
     for _ in range(30):
         for i, step in enumerate(steps):
             with torch.cuda.stream(streams[i]):
@@ -401,13 +446,15 @@ def test_two_streams():
         assert torch.equal(step.out, want)
 
 
+@pytest.mark.parametrize("launches", [1, 2])
 @pytest.mark.parametrize("own_tokens", [False, True])
 @pytest.mark.parametrize("kv", [BF16, F8])
-def test_graph_replay_with_other_lengths(own_tokens, kv):
+def test_graph_replay_with_other_lengths(own_tokens, kv, launches):
     """What a graph captured at one length computes at others: as a fresh launch does."""
     case = Case(lengths=(4000, 4000, 4000), budget=64, own_tokens=own_tokens, kv=kv)
     step = make(case)
-    plan, workspace = step.run()
+    plan = paged.plan(step.shape) if launches == 1 else paged.two_launches(step.shape)
+    _, workspace = step.run(plan)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -447,9 +494,11 @@ def test_long_sequences(length, kv_heads):
 
 def test_wrong_arguments_say_what_to_do():
     step = make(Case())
-    plan = paged.plan(step.shape)
     with pytest.raises(paged.Failure, match="workspace of plan.workspace_bytes"):
-        library.decode(step.args(), plan, None, paged.stream())
+        library.decode(step.args(), paged.two_launches(step.shape), None, paged.stream())
+    library.decode(step.args(), paged.plan(step.shape), None, paged.stream())  # one launch needs none
+    with pytest.raises(paged.Failure, match="the plan is for another shape"):
+        library.decode(make(Case(own_tokens=True)).args(), paged.plan(step.shape), None, paged.stream())
     for change, message in ((dict(head_dim=80), "head_dim is 80; give 64"), (dict(page_size=300), "page_size is 300"),
                             (dict(budget=0), "budget is 0"), (dict(num_query_tokens=9), "give 1 to 8")):
         shape = Case().shape()

@@ -7,12 +7,18 @@ namespace fasa::ops::paged {
 
 using ScoreKernel = void (*)(const StepParams);
 using AttendKernel = void (*)(const StepParams);
+using StepKernel = void (*)(const StepParams);
 
 // For `heads` heads scored together (1 to 16), or 4 sets at once (sets = 4); null where there is none.
 ScoreKernel score_kernel_bf16(int dims, int heads, int sets);
 ScoreKernel score_kernel_fp8(int dims, int heads, int sets);
 ScoreKernel score_kernel_int8(int dims, int heads, int sets);
 ScoreKernel score_kernel_int4(int dims, int heads, int sets);
+
+// The whole step in one launch, bf16 K and V; heads: of a KV head; null where there is none.
+StepKernel step_kernel_int8(int head_dim, int dims, int heads);
+StepKernel step_kernel_int4(int head_dim, int dims, int heads);
+StepKernel step_kernel_fp8(int head_dim, int dims, int heads);
 
 AttendKernel attend_kernel_64(bool is_f16);
 AttendKernel attend_kernel_96(bool is_f16);

@@ -16,6 +16,12 @@ inline constexpr int64_t kPagedSharedMemory = 227 * 1024;
 
 namespace paged {
 
+// CTAs of a cluster that does a step in one launch, and keys of one bin that they rank, at most.
+inline constexpr int kTeamCtas = 8;
+inline constexpr int kTeamTies = 128;
+// Keys that a lane of it holds in registers.
+inline constexpr int kTeamHeld = 8;
+
 inline constexpr int kPruneBins = 512;
 inline constexpr int kPruneSharedBytes1 = 4 * (kPruneBins + 8 + 3 + 2 + 3);
 inline constexpr int kPruneSharedBytes4 = 4 * 4 * (kPruneBins + 8 + 3 + 2 + 3);
@@ -59,34 +65,39 @@ FASA_PAGED_BOTH constexpr int query_stride(int head_dim) { return 2 * head_dim +
 // Bytes of dynamic shared memory of attend_kernel, in its order.
 struct AttendLayout {
   int select;   // SelectShared or ExactShared
-  int list;     // int2 [budget]: token, then block and offset in it
+  int list;     // int2 [budget, + kTeamTies in one launch]: token, then block and offset in it
+  int keys;     // u32 of each of these, in one launch
   int inbox;    // float [cluster][heads * head_dim / cluster, whole chunks of 32]
   int stats;    // float2 [8 CTAs][8 heads]: maximum, sum
   int warps;    // float [8 warps][8 maxima, 8 sums]
-  int barrier;  // 8 bytes
+  int barrier;  // 8 bytes; three more where the step is one launch
   int queries;  // 8 rows of query_stride(head_dim) bytes
   int table;    // int32 [table_entries]
-  int slots;    // uint2 [lists * slots]; later float [warps][heads][head_dim]
+  int slots;    // uint2 [lists * slots], or what a team exchanges; later float [warps][heads][head_dim]
   int total;
 };
+// team: CTAs of a cluster that does the step in one launch, or 0; slots: of all lists, where it is 0.
 FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, int heads, int slots, int index_dims,
-                                                     int table_entries) {
+                                                     int table_entries, int team) {
   AttendLayout l{};
   l.select = 0;
   l.list = kSelectSharedBytes;
-  l.inbox = (l.list + 8 * budget + 15) / 16 * 16;
+  const int entries = budget + (team != 0 ? kTeamTies : 0);
+  l.keys = l.list + 8 * entries;
+  l.inbox = (l.keys + (team != 0 ? 4 * entries : 0) + 15) / 16 * 16;
   l.stats = l.inbox + 4 * heads * head_dim + 8 * 128;
   l.warps = l.stats + 8 * 8 * 8;
   l.barrier = l.warps + 8 * 16 * 4;
-  l.queries = l.barrier + 16;
+  l.queries = l.barrier + 32;
   l.table = l.queries + 8 * query_stride(head_dim);
   l.slots = (l.table + 4 * table_entries + 15) / 16 * 16;
-  int rest = 8 * slots;
+  // Histograms of all CTAs in 16 bits, and 16 bits for each key held.
+  int rest = team != 0 ? 2 * kPruneBins * team + 2 * kTeamHeld * kThreads : 8 * slots;
   const int sums = kThreads / 32 * heads * head_dim * 4;
   const int query = 16 * index_dims * 4 + 16;
   rest = rest > sums ? rest : sums;
   rest = rest > query ? rest : query;
-  l.total = l.slots + rest;
+  l.total = (l.slots + rest + 15) / 16 * 16;
   return l;
 }
 

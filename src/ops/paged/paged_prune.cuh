@@ -142,6 +142,22 @@ __device__ __forceinline__ u32 lanes_of_set() {
   return kSets == 1 ? kFullWarp : 0x000F000FU << 4 * set_of_thread<kSets>();
 }
 
+// Of eight counts, one a warp and 16-byte aligned: the sum of those of the warps before this one, and of all.
+__device__ __forceinline__ void sum_warps(const u32* counts, u32& before, u32& total) {
+  static_assert(kThreads / 32 == 8);
+  const uint4 a = *reinterpret_cast<const uint4*>(counts);
+  const uint4 b = *reinterpret_cast<const uint4*>(counts + 4);
+  const int warp = static_cast<int>(threadIdx.x >> 5);
+  before = 0;
+  total = 0;
+  int w = 0;
+  for (const u32 n : {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}) {
+    before += w < warp ? n : 0U;
+    total += n;
+    ++w;
+  }
+}
+
 // Items of this thread's set in the warps before this one, and in all, where this one has `mine`. Ends without a barrier: `warps`
 // may be written again after the next one.
 template <int kSets>
@@ -149,16 +165,7 @@ __device__ __forceinline__ void place_warps(PruneShared<kSets>& s, int set, u32 
   const int warp = threadIdx.x >> 5;
   s.warps[set * 8 + warp] = mine;  // all lanes of the set write the same
   __syncthreads();
-  const uint4 of[2] = {*reinterpret_cast<const uint4*>(s.warps + set * 8), *reinterpret_cast<const uint4*>(s.warps + set * 8 + 4)};
-  static_assert(kThreads / 32 == 8);
-  place = 0;
-  total = 0;
-#pragma unroll
-  for (int w = 0; w < 8; ++w) {
-    const u32 n = (&of[0].x)[w];
-    place += w < warp ? n : 0U;
-    total += n;
-  }
+  sum_warps(s.warps + set * 8, place, total);
 }
 // Places of `mine` items a thread, counted in thread order within a set.
 template <int kSets>

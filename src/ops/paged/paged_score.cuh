@@ -19,20 +19,57 @@
 
 namespace fasa::ops::paged {
 
-template <class Codec, int kDims, int kHeads, int kSets>
-__global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __grid_constant__ StepParams p) {
-#if __CUDA_ARCH__ >= 900
+// Which token the keys of a CTA are of: key i of a lane is of round i / kKeys of its warp.
+template <class R, bool kNewToken>
+struct RowTokens {
+  int turns;  // units of tokens of this CTA
+  int rank;
+  int ctas;
+  int first_new;
+
+  // Unit of tokens number `slot` of a warp's round.
+  static __device__ __forceinline__ int turn_of(int round, int slot, int warp) {
+    return (round * (kThreads / 32) + warp) * R::kUnits + slot;
+  }
+  __device__ __forceinline__ int rounds_of(int warp) const {
+    constexpr int kAll = kThreads / 32 * R::kUnits;
+    return max(0, turns - turn_of(0, 0, warp) + kAll - 1) / kAll;
+  }
+  __device__ __forceinline__ int token_at(int round, int i, int lane, int warp) const {
+    const int x = R::token_of(i, lane);
+    return spread_unit(turn_of(round, x >> 4, warp), rank, ctas) * 16 + (x & 15);
+  }
+  // With a new token its keys are those of one more round.
+  __device__ __forceinline__ int operator()(int i, int lane, int warp) const {
+    if (kNewToken && i >= rounds_of(warp) * R::kKeys) return first_new;
+    return token_at(i / R::kKeys, i % R::kKeys, lane, warp);
+  }
+};
+
+// Beside the scoring of a row, where that is all that a launch does (launch 1).
+struct Alone {
+  static constexpr bool kNewToken = false;
+  __device__ __forceinline__ void prepare(int, const Span&) const {}
+  __device__ __forceinline__ void score(const Span&, const char*) const {}
+  __device__ __forceinline__ void sample(u32) const {}
+};
+
+// Scores the row's tokens that are this CTA's and calls finish(keys, whether this thread has any, RowTokens) where there are
+// more than are kept anyway. memory: score_query_bytes, then the keys.
+// beside: what the CTA does meanwhile. prepare(): rows of the index are on their way; score(): the queries are in shared memory; sample(): the best of a
+// lane's keys of its first sample_rounds rounds. With kNewToken a warp whose has_new
+// is true has the keys beside.key of one more round, all of the new token. Returns the row's span, seen from its length.
+template <class Codec, int kDims, int kHeads, int kSets, class Beside, class Finish>
+__device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow& r, int rank, int ctas, char* memory, Beside& beside,
+                                             const Finish& finish) {
   using S = Scorer<Codec, kDims, kHeads, kSets>;
-  constexpr bool kFloat = Codec::kPartBytes == 2;
   using R = typename S::R;
   constexpr int kPieces = R::kPieces;
   constexpr int kKeys = R::kKeys;
   constexpr int kVector = key_vector(kKeys);
   constexpr int kQueries = kHeads * kDims;
   constexpr int kPart = kQueries * Codec::kPartBytes;  // bytes of one part of the queries
-  extern __shared__ __align__(16) u32 shared[];
-  auto& s = *reinterpret_cast<PruneShared<kSets>*>(shared);
-  float* largests = reinterpret_cast<float*>(shared) + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4) / 4;
+  float* largests = reinterpret_cast<float*>(memory);
   char* queries = reinterpret_cast<char*>(largests + kQueries / 16);
   // Addresses of the 32 units that each warp looked up last, and the blocks of the next ones.
   auto* unit_rows = reinterpret_cast<unsigned long long*>(queries + 2 * kPart) + threadIdx.x / 32 * 32;
@@ -45,34 +82,14 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
   const int lane = tid & 31;
   const int warp = tid >> 5;
   const int c = lane & 3;
-  // The grid: x the CTAs of a row, for each token; y the rows, then CTAs for the new tokens, a warp a row: few enough for the
-  // places that a wave of the others leaves.
-  const int ctas = p.plan.score_ctas;
-  int token = static_cast<int>(__umulhi(blockIdx.x, p.cta_factor));  // x / ctas, or one less
-  int rank = static_cast<int>(blockIdx.x) - token * ctas;
-  if (rank >= ctas) {
-    ++token;
-    rank -= ctas;
-  }
-  const int row = blockIdx.y;
-  if (row >= p.rows_of_token) {
-    const int of_new = ((row - p.rows_of_token) * ctas + rank) * (nt / 32) + warp;
-    if (of_new < p.rows_of_token) {
-      char* memory = reinterpret_cast<char*>(shared) + warp * score_new_bytes(kHeads, kDims, Codec::kPartBytes, kSets);
-      score_new<Codec, kDims, kHeads, kSets>(p, of_new, token, memory);
-    }
-    return;
-  }
-  const ScoreRow r = score_row<kSets>(shape, row, token);
-  s.clear();
   // dims and index_scale are constants of the model: no kernel of the stream writes them (paged.h).
   const int64_t plane0 = static_cast<int64_t>(r.plane) * kDims;
   const int my_dim = __ldg(p.a.dims + plane0 + tid % kDims);
   const float my_scale = __ldg(p.a.index_scale + plane0 + tid % kDims);
 
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
-  // Unit of tokens number `slot` of this warp's round.
-  const auto turn_of = [&](int round, int slot) { return (round * (nt / 32) + warp) * R::kUnits + slot; };
+  using Tokens = RowTokens<R, Beside::kNewToken>;
+  const auto turn_of = [&](int round, int slot) { return Tokens::turn_of(round, slot, warp); };
   // A lane looks up one unit of a batch of rounds, for which no length is needed.
   const int last_unit = static_cast<int>((shape.max_length - 1) >> 4);
   const auto lane_turn = [&](int batch) { return turn_of(batch * R::kBatch + lane / R::kUnits, lane % R::kUnits); };
@@ -100,6 +117,8 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
   int64_t lane_offset = static_cast<int64_t>(lane / kPieces & 15) * p.a.index.token_stride + piece_offset;
   computed(lane_offset);  // once, not in every round
 
+  touch(first_entry);
+  touch(length_at);
   grid_wait();
   grid_launch_dependents();
 
@@ -116,9 +135,10 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
   const int units = hi_old > lo ? (hi_old + 15) >> 4 : 0;
   // This CTA has the turns below `turns`, this warp so many rounds of them.
   int turns = static_cast<int>(__umulhi(static_cast<u32>(units), p.cta_factor));  // units / ctas, or one less
-#pragma unroll
-  for (int i = 0; i < 2; ++i) turns += spread_unit(turns, rank, ctas) < units ? 1 : 0;
-  const int rounds = max(0, turns - turn_of(0, 0) + nt / 32 * R::kUnits - 1) / (nt / 32 * R::kUnits);
+  turns += (turns + 1) * ctas <= units ? 1 : 0;
+  turns += spread_unit(turns, rank, ctas) < units ? 1 : 0;
+  const Tokens tokens{turns, rank, ctas, span.first_new};
+  const int rounds = tokens.rounds_of(warp);
 
   const bool whole_units = (shape.page_size & 15) == 0;
   const auto next_batch = [&](int batch) {
@@ -167,26 +187,32 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
   };
   // The rounds on their way, each in registers of its own.
   uint4 rows[kBuffers][R::kLoads];
-  if (rounds > 0) next_batch(0);
+  if (rounds > 0) {
+    next_batch(0);
+  } else {
+    copy_async_wait();
+  }
+  // Before rows are asked for, as the compiler waits for all loads together.
+  float my_x[kMine];
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) my_x[i] = half_value(my_query[i], is_f16) * my_scale;
+#pragma unroll
+  for (float& x : my_x) asm volatile("" : "+f"(x));
 #pragma unroll
   for (int b = 0; b < kBuffers; ++b) {
     if (rounds > b) load_round(b, rows[b]);
   }
+  beside.prepare(length, span);
   if (rounds > R::kBatch) ask_batch(1);
 
-  float my_x[kMine];
-#pragma unroll
-  for (int i = 0; i < kMine; ++i) my_x[i] = half_value(my_query[i], is_f16) * my_scale;
   share_queries<Codec, kDims, kHeads, kSets, kThreads>(my_x, largests, queries);
-  if (!span.scores) return;
+  beside.score(span, queries);
+  if (!span.scores) return span;
   S scorer(queries);
   const bool has_head = set_of_thread<kSets>() < r.heads;
 
   KeyStore<kVector> store{keys};
-  const auto token_at = [&](int round, int i) {
-    const int x = R::token_of(i);
-    return spread_unit(turn_of(round, x >> 4), rank, ctas) * 16 + (x & 15);
-  };
+  int sample_round = 0;
   // Sinks are in a warp's first rounds, what is past the end in its last one.
   const int rounds_with_sinks = lo == 0 ? 0 : 1 + (lo >> 4) / (nt / 32 * R::kUnits);  // or fewer
   // The rows of a round, whose registers then take those of the round kBuffers later, to keys.
@@ -199,13 +225,20 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
     if (round < rounds_with_sinks || round == rounds - 1 || !has_head) {
 #pragma unroll
       for (int i = 0; i < kKeys; ++i) {
-        const int token = token_at(round, i);
+        const int token = tokens.token_at(round, i, lane, warp);
         if (token < lo || token >= hi_old || !has_head) key[i] = 0;
       }
     }
 #pragma unroll
     for (int i = 0; i < kKeys; i += kVector) store.put(key + i);
+    if constexpr (Beside::kNewToken) {
+      if (round == sample_round) beside.sample(store.best);
+    }
   };
+  if constexpr (Beside::kNewToken) {
+    sample_round = min(beside.sample_rounds, rounds) - 1;
+    if (rounds == 0) beside.sample(0);
+  }
   for (int round = 0; round < rounds; round += kBuffers) {
     // A batch begins where the first of these rounds is followed by one.
     if (((round + kBuffers) & (R::kBatch - 1)) == 0 && round + kBuffers < rounds) {
@@ -217,9 +250,50 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
       if (round + b < rounds) score_round(rows[b], round + b);
     }
   }
-  const int64_t list = list_of(p, r, has_head ? set_of_thread<kSets>() : 0, rank);
-  prune<kSets, kFloat, kVector>(s, store, p.plan.quota, p.plan.slots, has_head ? p.slots + list * p.plan.slots : nullptr,
-                                p.bounds + list, [&](int i) { return token_at(i / kKeys, i % kKeys); });
+  if constexpr (Beside::kNewToken) {
+    if (beside.has_new) {
+#pragma unroll
+      for (int i = 0; i < kKeys; i += kVector) store.put(beside.key + i);
+    }
+  }
+  finish(store, has_head, tokens);
+  return span;
+}
+
+template <class Codec, int kDims, int kHeads, int kSets>
+__global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __grid_constant__ StepParams p) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(16) char memory[];
+  // The grid: x the CTAs of a row, for each token; y the rows, then CTAs for the new tokens, a warp a row: few enough for the
+  // places that a wave of the others leaves.
+  const int ctas = p.plan.score_ctas;
+  int token = static_cast<int>(__umulhi(blockIdx.x, p.cta_factor));  // x / ctas, or one less
+  int rank = static_cast<int>(blockIdx.x) - token * ctas;
+  if (rank >= ctas) {
+    ++token;
+    rank -= ctas;
+  }
+  const int row = blockIdx.y;
+  if (row >= p.rows_of_token) {
+    const int of_new = ((row - p.rows_of_token) * ctas + rank) * (kThreads / 32) + static_cast<int>(threadIdx.x >> 5);
+    if (of_new < p.rows_of_token) {
+      constexpr int kBytes = score_new_bytes(kHeads, kDims, Codec::kPartBytes, kSets);
+      score_new<Codec, kDims, kHeads, kSets>(p, of_new, token, memory + (threadIdx.x >> 5) * kBytes);
+    }
+    return;
+  }
+  const ScoreRow r = score_row<kSets>(p.a.shape, row, token);
+  auto& s = *reinterpret_cast<PruneShared<kSets>*>(memory);
+  s.clear();
+  Alone alone;
+  score_tokens<Codec, kDims, kHeads, kSets>(
+      p, r, rank, ctas, memory + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4), alone,
+      [&](const auto& keys, bool has_head, const auto& tokens) {
+        const int64_t list = list_of(p, r, has_head ? set_of_thread<kSets>() : 0, rank);
+        prune<kSets, Codec::kPartBytes == 2>(s, keys, p.plan.quota, p.plan.slots,
+                                             has_head ? p.slots + list * p.plan.slots : nullptr, p.bounds + list,
+                                             [&](int i) { return tokens(i, static_cast<int>(threadIdx.x & 31), static_cast<int>(threadIdx.x >> 5)); });
+      });
 #endif
 }
 

@@ -34,8 +34,8 @@ struct Round {
     return g & 3;
   }
   // The token of the round that key i of this lane is of: the quads are 2 * c and 2 * c + 1 of each load.
-  static __device__ __forceinline__ int token_of(int i) {
-    const int lane = threadIdx.x & 31;
+  static __device__ __forceinline__ int token_of(int i) { return token_of(i, static_cast<int>(threadIdx.x & 31)); }
+  static __device__ __forceinline__ int token_of(int i, int lane) {
     const int g = lane >> 2;
     const int c = lane & 3;
     if constexpr (kSets == 1) {

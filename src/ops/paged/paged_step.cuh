@@ -1,0 +1,285 @@
+// The whole step in one launch: a cluster a row, whose CTAs score their tokens (paged_score.cuh), find the threshold together
+// (paged_team.cuh), and attend each to those of its own that are kept (paged_attend.cuh). It saves lists in L2, what lies between two
+// launches, and a fallback. For rows short enough that the CTAs of one cluster score them as fast as the chip could (paged.cc).
+//
+// Mapping: a cluster a row, a row being (sequence, KV head); one query token, so that no other row reads what this one appends.
+// Ordering: every CTA appends K and V of the new token, the same bytes to the same place, as a CTA sees its own stores without a
+//   fence; rank 0 its index row, which nothing of this launch reads.
+#pragma once
+
+#include "src/ops/paged/paged_attend_kernel.cuh"
+#include "src/ops/paged/paged_score.cuh"
+#include "src/ops/paged/paged_team.cuh"
+
+namespace fasa::ops::paged {
+
+// An entry of the list is a token that is kept anyway, marked so, or the id of a key: lane, number, warp from the lowest bit on.
+inline constexpr int kForced = INT32_MIN;
+
+// What a CTA does while it scores.
+template <class Codec, int kDims, int kHeads, int kDim>
+struct Together {
+  using S = Scorer<Codec, kDims, kHeads, 1>;
+  using R = typename S::R;
+  static constexpr bool kNewToken = true;
+  static constexpr int kMine = (kDims + 31) / 32;        // dims of a lane
+  static constexpr int kKv = (2 * kDim / 8 + 31) / 32;   // 16-byte pieces of K and V of a lane
+
+  const StepParams& p;
+  const AttendRow& r;
+  const Exchange<kDim>& x;
+  const TeamLink& link;
+  int* own_table;
+  int lanes;          // of a group of samples
+  int sample_rounds;  // that these are of
+  bool appends;
+  bool has_new;   // this warp scores the new token
+  bool has_kv;    // this warp appends K and V
+  int dims[kMine];
+  float scales[kMine];
+  unsigned short raw[kMine];
+  uint4 kv[kKv];
+  int length;
+  Place place;  // of the new token
+  int block;
+  u32 key[R::kKeys];
+  bool guesses;  // the bins are guessed from the query, as what samples say would come late
+  uint2 bins;
+
+  __device__ __forceinline__ Together(const StepParams& params, const AttendRow& row, const Exchange<kDim>& exchange,
+                                      const TeamLink& team)
+      : p(params), r(row), x(exchange), link(team), own_table(reinterpret_cast<int*>(exchange.memory + exchange.layout.table)) {
+    const int warp = threadIdx.x >> 5;
+    appends = p.a.k_new.data != nullptr;
+    has_new = appends && warp == 0 && x.rank == 0;
+    has_kv = appends && warp == 1;
+    if (has_new) {
+#pragma unroll
+      for (int i = 0; i < kMine; ++i) {
+        const int64_t at = static_cast<int64_t>(r.kv_head) * kDims + min(static_cast<int>(threadIdx.x) + 32 * i, kDims - 1);
+        dims[i] = __ldg(p.a.dims + at);
+        scales[i] = __ldg(p.a.index_scale + at);
+      }
+    }
+  }
+  __device__ __forceinline__ void prepare(int row_length, const Span& span) {
+    const int tid = threadIdx.x;
+    const int lane = tid & 31;
+    if (has_new) {
+      const char* k = row_at(p.a.k_new, r.seq, 0, r.kv_head);
+#pragma unroll
+      for (int i = 0; i < kMine; ++i) raw[i] = load_stream<unsigned short>(k + 2 * dims[i]);
+    }
+    if (has_kv) {
+#pragma unroll
+      for (int i = 0; i < kKv; ++i) {
+        const int at = lane + 32 * i;
+        if (at < 2 * kDim / 8) kv[i] = load_stream<uint4>(kv_at(at, p.a.k_new, p.a.v_new));
+      }
+    }
+    char* queries = x.memory + x.layout.queries;
+    for (int i = tid; i < kDim; i += kThreads) {
+      const int head = i / (kDim / 8);
+      const int piece = i % (kDim / 8);
+      char* to = queries + head * query_stride(kDim) + piece * 16;
+      if (head < r.heads) {
+        copy_async16(shared_address(to), row_at(p.a.q, r.seq, 0, r.head0 + head) + piece * 16);
+      } else {
+        *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+      }
+    }
+    const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
+    for (int i = tid; i < p.table_entries; i += kThreads) copy_async4(shared_address(own_table + i), table + i);
+    length = row_length;
+    if ((has_new || has_kv) && length > 0) {
+      place = place_of(p, length - 1);
+      block = load_stream<int>(table + place.page);
+    }
+    // The worst of the best keys of G groups of g keys has about ln(G) / g of all keys above it, and fewer than need / total once in
+    // 10^4 rows where g is at most total / need, or twice that with 64 groups or more.
+    const int forced = p.a.shape.sinks + p.a.shape.recent;
+    const u32 tokens = static_cast<u32>(max(0, span.hi - span.lo)) << (x.size < 8 ? 0 : 1);
+    const int group = static_cast<int>(tokens / static_cast<u32>(max(1, p.a.shape.budget - forced)));
+    lanes = 32;
+    while (lanes > 1 && lanes * R::kKeys > group) lanes >>= 1;
+    sample_rounds = max(1, group / (32 * R::kKeys));
+    guesses = Codec::kPartBytes == 1 && span.hi <= x.size * kThreads * (kTeamHeld / 2) && p.a.shape.budget <= 512;
+    KeptRow<kDim>(p, r, x, length).put_forced(p.a.shape, kForced);
+  }
+  __device__ __forceinline__ void sample(u32 best) const {
+    if (!guesses) link.sample(best, lanes);
+  }
+  __device__ __forceinline__ void score(const Span& span, const char* queries) {
+    const int lane = threadIdx.x & 31;
+    if (guesses) bins = guess_bins(queries);
+    if ((has_new || has_kv) && length > 0) {
+      if (has_kv) {
+        char* k = static_cast<char*>(p.a.k.data) + cache_offset(p.a.k, block, r.kv_head, place.offset);
+        char* v = static_cast<char*>(p.a.v.data) + cache_offset(p.a.v, block, r.kv_head, place.offset);
+#pragma unroll
+        for (int i = 0; i < kKv; ++i) {
+          const int at = lane + 32 * i;
+          const int o = (at < kDim / 8 ? at : at - kDim / 8) * 16;
+          if (at < 2 * kDim / 8) *reinterpret_cast<uint4*>((at < kDim / 8 ? k : v) + o) = kv[i];
+        }
+      } else {
+        // Scaled values meet in memory that the row's sums will come to.
+        float* values = reinterpret_cast<float*>(x.memory + x.layout.inbox);
+        const bool is_f16 = p.a.shape.kv_type == PagedKvType::kF16;
+#pragma unroll
+        for (int i = 0; i < kMine; ++i) {
+          if (lane + 32 * i < kDims) values[lane + 32 * i] = half_value(raw[i], is_f16) * __frcp_rn(scales[i]);
+        }
+        __syncwarp();
+        float y[Codec::kPieceDims];
+#pragma unroll
+        for (int i = 0; i < Codec::kPieceDims; ++i) y[i] = values[lane % R::kPieces * Codec::kPieceDims + i];
+        const uint4 code = encode_piece<Codec>(y);
+        if (lane < R::kPieces) {
+          *reinterpret_cast<uint4*>(static_cast<char*>(p.a.index.data) +
+                                    cache_offset(p.a.index, block, r.kv_head, place.offset) + lane * 16) = code;
+        }
+        // Every row of the round is the new token's.
+        uint4 codes[R::kLoads];
+#pragma unroll
+        for (int j = 0; j < R::kLoads; ++j) codes[j] = code;
+        typename Codec::Score all[S::kFrags][2 * R::kLoads];
+        S scorer(queries);
+        scorer.multiply(codes, all);
+        S::reduce(all, key);
+        const bool counts = lane == 0 && length - 1 >= span.lo && length - 1 < span.hi;
+#pragma unroll
+        for (int i = 0; i < R::kKeys; ++i) key[i] = counts && i == 0 ? key[i] : 0U;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < R::kKeys; ++i) key[i] = 0;
+    }
+  }
+
+ private:
+  // Scores by codes whose root mean square is a third of the largest, from -4 to 6 times their root mean square: tens of keys
+  // in the bin of the threshold, and a hundred where the scores vary by a quarter of that. Integer codes; every warp for itself.
+  __device__ __forceinline__ uint2 guess_bins(const char* queries) const {
+    static_assert(kDims % 16 == 0);
+    const int lane = threadIdx.x & 31;
+    int most = 0;
+#pragma unroll
+    for (int i = 0; i < (kHeads * kDims + 127) / 128; ++i) {
+      const int word = i * 32 + lane;  // of the queries' high parts, 4 dims
+      const int four = word < kHeads * kDims / 4 ? reinterpret_cast<const int*>(queries)[word] : 0;
+      int sum = __dp4a(four, four, 0);
+#pragma unroll
+      for (int o = 1; o < (kDims < 128 ? kDims / 4 : 32); o <<= 1) sum += __shfl_xor_sync(kFullWarp, sum, o);
+      most = max(most, sum);
+    }
+    most = __reduce_max_sync(kFullWarp, most);
+    const float sigma = 256.0F * 42.0F * sqrtf(static_cast<float>(most));
+    const int part = __float2int_rz(fminf(2.0F * sigma, 3e8F)) + 1;
+    return make_uint2(key_of(-2 * part), key_of(3 * part));
+  }
+  __device__ __forceinline__ const char* kv_at(int piece, const PagedRows& k, const PagedRows& v) const {
+    constexpr int kPieces = kDim / 8;
+    return piece < kPieces ? row_at(k, r.seq, 0, r.kv_head) + piece * 16
+                           : row_at(v, r.seq, 0, r.kv_head) + (piece - kPieces) * 16;
+  }
+};
+
+// The kept tokens of the CTAs in their order, forced ones before; counts: shared, one word a warp.
+template <int kDim, class TokenOf>
+__device__ __forceinline__ void report_team(const KeptRow<kDim>& row, const TeamChoice& choice, int n, int forced, int all, u32* counts,
+                                            int budget, const TokenOf& token_of) {
+  using T = Team<true>;
+  u32 mine = 0;
+  for (int i = forced + static_cast<int>(threadIdx.x); i < n; i += kThreads) mine += choice.kept(i) ? 1U : 0U;
+  u32 place;
+  u32 here;
+  place_in_block(counts, mine, place, here);
+  if (threadIdx.x == 0) counts[0] = here;
+  T::sync();
+  u32 before = static_cast<u32>(row.forced);
+  for (int i = 0; i < row.x.rank; ++i) before += *T::peer(counts, i);
+  for (int i = forced + static_cast<int>(threadIdx.x); i < n; i += kThreads) {
+    if (choice.kept(i)) row.report[before + place++] = token_of(row.list[i].x);
+  }
+  row.report_none(all, budget);
+  T::sync();
+}
+
+template <class Codec, int kDims, int kHeads, int kDim, bool kF16>
+__global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) step_kernel(const __grid_constant__ StepParams p) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(16) char memory[];
+  using T = Team<true>;
+  const PagedShape& shape = p.a.shape;
+  const int tid = threadIdx.x;
+  const int size = T::size();
+  int rank = T::rank();
+  asm volatile("" : "+r"(rank));
+  const int log_size = __ffs(size) - 1;
+  const AttendRow r = attend_row(shape, static_cast<int>(blockIdx.x) >> log_size);
+  const Exchange<kDim> exchange{memory, p.layout, r.heads * kDim / 32, size, rank, log_size};
+  auto& team = *reinterpret_cast<TeamShared*>(memory + exchange.layout.select);
+  const TeamLink link{team, memory + exchange.layout.slots, exchange.barrier() + 8, size, rank};
+  if (tid == 0) {
+    exchange.expect();
+    link.expect();
+  }
+  __syncwarp();
+  T::arrive();
+  team.clear();
+  Together<Codec, kDims, kHeads, kDim> beside(p, r, exchange, link);
+  const ScoreRow row{r.seq, 0, r.kv_head, r.kv_head, r.head0, r.heads, r.kv_head, true, true};
+  T::wait();
+  auto* list_keys = reinterpret_cast<u32*>(memory + exchange.layout.keys);
+  auto* ids = reinterpret_cast<unsigned short*>(link.inbox + 2 * kPruneBins * size);
+  int n = 0;
+  TeamRange range{0, 0, 0, 0, 0, 0};
+  RowTokens<Round<kDims / Codec::kPieceDims * 16, 1>, true> tokens;
+  const Span span = score_tokens<Codec, kDims, kHeads, 1>(
+      p, row, rank, size, memory + exchange.layout.total, beside, [&](const auto& store, bool, const auto& tokens_of_row) {
+        tokens = tokens_of_row;
+        const KeptRow<kDim> kept(p, r, exchange, beside.length);
+        copy_async_wait();
+        TeamKeys keys(store, ids);
+        range = find_team_range(link, keys, beside.guesses ? beside.bins : link.range(), kept.need);
+        const int forced = kept.forced_here();
+        n = forced + list_team_keys(link, keys, range, [&](int place, int id, u32 key) {
+          kept.list[forced + place].x = id | static_cast<int>(threadIdx.x >> 5) << 13;
+          list_keys[forced + place] = key;
+        });
+      });
+  if (!span.scores) copy_async_wait();
+  const KeptRow<kDim> kept(p, r, exchange, beside.length);
+  if (kept.seen <= 0) {
+    write_nothing<kDim>(p, r);
+    return;
+  }
+  const int forced = kept.forced_here();
+  if (!span.scores) n = forced;
+  for (int i = tid; i < forced; i += kThreads) list_keys[i] = 0xFFFFFFFFU;
+  __syncthreads();
+  send_ties(link, range, list_keys + forced, n - forced, n <= 64 ? 4 : 0);
+  const auto token_of = [&](int x) { return x < 0 ? x & INT32_MAX : tokens(x >> 5 & 255, x & 31, x >> 13); };
+  TeamChoice chosen{list_keys, 0, -1};
+  const auto choice = [&] {
+    if (chosen.cut < 0) chosen = choose(link, range, list_keys, n);
+    return chosen;
+  };
+  if (kept.report != nullptr) {
+    report_team(kept, choice(), n, forced, kept.forced + static_cast<int>(range.kept), team.warps, shape.budget, token_of);
+  }
+  attend_list<kDim, kF16, true>(p, r, exchange, n, p.table_entries != 0 ? beside.own_table : nullptr, choice, token_of);
+#endif
+}
+
+// Null where there is none (paged.cc, paged_one_launch_refusal). bf16 K and V; heads: of a KV head.
+template <PagedIndexType kType, int kDims>
+StepKernel pick_step_kernel(int head_dim, int heads) {
+  if (head_dim == 128 && heads <= 4) return step_kernel<Codec<kType>, kDims, 4, 128, false>;
+  if (head_dim == 128 && heads <= 8) return step_kernel<Codec<kType>, kDims, 8, 128, false>;
+  if (head_dim == 64 && heads <= 4) return step_kernel<Codec<kType>, kDims, 4, 64, false>;
+  return nullptr;
+}
+
+}  // namespace fasa::ops::paged
