@@ -49,7 +49,7 @@ class Args(ctypes.Structure):
 
 
 class Device(ctypes.Structure):
-    _fields_ = [("compute_capability", I32), ("num_sms", I32)]
+    _fields_ = [("compute_capability", I32), ("num_sms", I32), ("clusters_of_16", I32)]
 
 
 class Plan(ctypes.Structure):

@@ -229,7 +229,9 @@ bool fits(const PagedPlan& p) {
 PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   const int64_t rows = attend_rows(s);
   const int64_t need = s.budget - s.sinks - s.recent;
-  for (const int32_t cluster : {8, 4, 2, 1}) {
+  for (const int32_t cluster : {16, 8, 4, 2, 1}) {
+    // Of 16 only where rows are few and 8 CTAs would score for long.
+    if (cluster == 16 && (rows > device.clusters_of_16 || s.max_length <= 8 * (need > 512 ? 2048 : 4096))) continue;
     PagedPlan p;
     p.path = PagedPath::kOneLaunch;
     p.score_ctas = p.cluster = cluster;
@@ -239,10 +241,10 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
     // Clusters that run at once: those of 8 and 4 do not fill every GPC.
     const int64_t per_sm = 2 * memory + 4096 <= kPagedSharedMemory ? 2 : 1;
     const int64_t lost = cluster == 8 ? 1 : cluster == 4 ? 3 : 0;
-    if (cluster > 1 && rows > per_sm * (device.num_sms / cluster - lost)) continue;
+    if (cluster == 16 ? per_sm == 1 : cluster > 1 && rows > per_sm * (device.num_sms / cluster - lost)) continue;
     // A CTA keeps its keys in shared memory, and those that may be kept in registers.
     const int64_t tokens = ceil_div(s.max_length, cluster);
-    const int64_t most = need > 256 * int64_t{cluster} ? 4096 : cluster == 2 ? 16384 : 8192;
+    const int64_t most = cluster == 2 && need <= 512 ? 16384 : 8192;
     return tokens <= most ? p : PagedPlan();
   }
   return PagedPlan();

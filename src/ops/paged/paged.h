@@ -113,6 +113,7 @@ struct PagedArgs {
 struct PagedDevice {
   int32_t compute_capability = 90;  // 10 * major + minor
   int32_t num_sms = 132;
+  int32_t clusters_of_16 = 0;  // that run at once, of CTAs of which an SM holds two
 };
 
 enum class PagedPath : int32_t {

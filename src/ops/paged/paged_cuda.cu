@@ -34,6 +34,10 @@ void launch(void (*kernel)(const Params), const Launch& l, const Params& params,
                                  static_cast<int>(l.shared_bytes)),
             "setting the shared memory of a kernel");
   }
+  if (l.cluster > 8) {
+    succeed(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+            "allowing clusters of 16");
+  }
   cudaLaunchAttribute attributes[2] = {};
   unsigned count = 0;
   if (l.overlaps) {
@@ -198,6 +202,35 @@ void decode_generic(const PagedArgs& args, Pieces pieces, cudaStream_t stream) {
 
 }  // namespace
 
+namespace {
+
+// Clusters of 16 CTAs of a kernel of the step in one launch that run at once, two CTAs an SM; 0 where there are none.
+int32_t clusters_of_16(int32_t ordinal) {
+  int before = 0;
+  if (cudaGetDevice(&before) != cudaSuccess || cudaSetDevice(ordinal) != cudaSuccess) return 0;
+  const auto kernel = reinterpret_cast<const void*>(paged::step_kernel_int8(128, 32, 4));
+  constexpr int kHalf = 110 * 1024;  // of an SM's shared memory
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {16, 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(16);
+  config.blockDim = dim3(paged::kThreads);
+  config.dynamicSmemBytes = kHalf;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int count = 0;
+  const bool known =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kHalf) == cudaSuccess &&
+      cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess;
+  cudaGetLastError();
+  cudaSetDevice(before);
+  return known ? count : 0;
+}
+
+}  // namespace
+
 PagedDevice paged_device(int32_t ordinal) {
   int major = 0;
   int minor = 0;
@@ -206,6 +239,7 @@ PagedDevice paged_device(int32_t ordinal) {
   succeed(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal), "asking the device");
   succeed(cudaDeviceGetAttribute(&device.num_sms, cudaDevAttrMultiProcessorCount, ordinal), "asking the device");
   device.compute_capability = 10 * major + minor;
+  if (device.compute_capability >= 90) device.clusters_of_16 = clusters_of_16(ordinal);
   return device;
 }
 

@@ -113,7 +113,7 @@ def check_case(case, fused=None, with_ref=True):
     step = make(case)
     ref = step.to("cpu") if with_ref else None
     untouched = step.out._base[:, :, -1].clone()
-    plans = paged.plans(step.shape, cluster=1 << case.seed % 4)
+    plans = paged.plans(step.shape, cluster=1 << case.seed % 5)
     if fused is not None:
         assert (plans[0].path != paged.GENERIC) == fused
     for plan in plans:
@@ -233,7 +233,7 @@ def check_plan(case, one=0, **change):
 
 @pytest.mark.parametrize("change", [dict(score_ctas=1), dict(score_ctas=2), dict(score_ctas=3), dict(score_ctas=7), dict(score_ctas=16),
                                     dict(score_ctas=64), dict(cluster=1), dict(cluster=2), dict(cluster=8), dict(one=1), dict(one=2),
-                                    dict(one=4), dict(one=8)])
+                                    dict(one=4), dict(one=8), dict(one=16)])
 def test_every_plan(change):
     for own_tokens in (False, True):
         check_plan(Case(lengths=(3000, 5000), own_tokens=own_tokens, budget=200), **change)
@@ -261,7 +261,7 @@ def test_fallback_shapes_are_refused_by_the_fused_path():
 @pytest.mark.parametrize("budget", [1024, 2048, 4000])
 def test_large_budgets(budget):
     for own_tokens in (False, True) if budget < 4000 else (False,):
-        for seed in range(4):  # clusters of all sizes
+        for seed in range(5):  # clusters of all sizes
             check_case(Case(lengths=(9000, 2000), budget=budget, own_tokens=own_tokens, sinks=16, recent=64, seed=seed), fused=True)
 
 
@@ -298,7 +298,7 @@ def test_hot_tokens(where, budget):
     """Where the best tokens lie decides what each CTA publishes, never the result. In one CTA they overflow its quota."""
     case = Case(lengths=(20000, 20000), budget=budget, kv_heads=2, sinks=0, recent=0)
     shape = case.shape()
-    for plan in (paged.two_launches(shape), paged.one_launch(shape, 8), paged.one_launch(shape, 4)):
+    for plan in (paged.two_launches(shape), *(paged.one_launch(shape, n) for n in (16, 8, 4))):
         assert plan.score_ctas > 1
         step = make(case)
         tokens = {
@@ -344,14 +344,14 @@ def test_ties(index, own_tokens):
         choice = torch.randint(0, values, step.k.shape[:3], device="cuda")
         step.k.copy_(few[choice][..., 0, :].to(step.k.dtype))
         write_index(step, case)
-        for plan in (p for cluster in (1, 2, 4, 8) for p in paged.plans(step.shape, cluster)):
+        for plan in (p for cluster in (1, 2, 4, 8, 16) for p in paged.plans(step.shape, cluster)):
             step.run(plan)
             check_kept(step, case.lengths)
             check_out(step)
 
 
 @pytest.mark.parametrize("size", [20.0, -20.0])
-@pytest.mark.parametrize("cluster", [1, 4, 8])
+@pytest.mark.parametrize("cluster", [1, 4, 8, 16])
 @pytest.mark.parametrize("index,dims", ONE_LAUNCH_INDICES)
 def test_clustered_scores(index, dims, cluster, size):
     """All scores far from 0 and close to each other: not where one launch guesses the threshold, and many in one bin."""
@@ -392,7 +392,7 @@ def test_nan_and_inf_in_k(bad, index):
 def test_v_of_tokens_not_kept_is_not_read():
     case = Case(lengths=(1000,), budget=64)
     step = make(case)
-    plans = [p for cluster in (1, 2, 4, 8) for p in paged.plans(step.shape, cluster)]
+    plans = [p for cluster in (1, 2, 4, 8, 16) for p in paged.plans(step.shape, cluster)]
     good = []
     for plan in plans:
         step.run(plan)

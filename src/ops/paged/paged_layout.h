@@ -17,7 +17,7 @@ inline constexpr int64_t kPagedSharedMemory = 227 * 1024;
 namespace paged {
 
 // CTAs of a cluster that does a step in one launch, and keys of one bin that they rank, at most.
-inline constexpr int kTeamCtas = 8;
+inline constexpr int kTeamCtas = 16;
 inline constexpr int kTeamTies = 128;
 // Keys that a lane of it holds in registers.
 inline constexpr int kTeamHeld = 8;
@@ -68,7 +68,7 @@ struct AttendLayout {
   int list;     // int2 [budget, + kTeamTies in one launch]: token, then block and offset in it
   int keys;     // u32 of each of these, in one launch
   int inbox;    // float [cluster][heads * head_dim / cluster, whole chunks of 32]
-  int stats;    // float2 [8 CTAs][8 heads]: maximum, sum
+  int stats;    // float2 [8 or kTeamCtas][8 heads]: maximum, sum
   int warps;    // float [8 warps][8 maxima, 8 sums]
   int barrier;  // 8 bytes; three more where the step is one launch
   int queries;  // 8 rows of query_stride(head_dim) bytes
@@ -85,8 +85,9 @@ FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, i
   const int entries = budget + (team != 0 ? kTeamTies : 0);
   l.keys = l.list + 8 * entries;
   l.inbox = (l.keys + (team != 0 ? 4 * entries : 0) + 15) / 16 * 16;
-  l.stats = l.inbox + 4 * heads * head_dim + 8 * 128;
-  l.warps = l.stats + 8 * 8 * 8;
+  const int ctas = team > 8 ? kTeamCtas : 8;
+  l.stats = l.inbox + 4 * heads * head_dim + ctas * 128;
+  l.warps = l.stats + ctas * 8 * 8;
   l.barrier = l.warps + 8 * 16 * 4;
   l.queries = l.barrier + 32;
   l.table = l.queries + 8 * query_stride(head_dim);

@@ -63,7 +63,7 @@ TEST(PagedCheck, SaysWhatIsWrongWithAShape) {
   EXPECT_NE(with([](auto& s) { s.num_seqs = 10000; }).find("split the batch"), std::string::npos);
 }
 
-const PagedDevice kH200{90, 132};
+const PagedDevice kH200{90, 132, 8};
 
 TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
   for (const int32_t batch : {1, 2, 3, 4, 7, 16, 64, 200}) {
@@ -102,7 +102,7 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
           } else {
             EXPECT_GE(p.workspace_bytes, int64_t{batch} * s.num_sets() * p.lists() * (8 * p.slots + 16));
           }
-          EXPECT_LE(p.cluster, 8);
+          EXPECT_LE(p.cluster, p.path == PagedPath::kOneLaunch ? 16 : 8);
           const auto row = static_cast<int>(s.index_row_bytes());
           EXPECT_GE(
               int64_t{p.score_iterations} * (paged::kThreads / 32) * paged::score_round_tokens(row) * p.score_ctas,
@@ -133,9 +133,9 @@ TEST(PagedPlan, TakesTheFusedPathWhereItHasAKernel) {
     return paged_fused_refusal(s, device);
   };
   EXPECT_EQ(refused([](auto&) {}), "");
-  EXPECT_EQ(refused([](auto&) {}, {100, 148}), "");
-  EXPECT_NE(refused([](auto&) {}, {80, 108}), "");
-  EXPECT_NE(refused([](auto&) {}, {120, 188}), "");
+  EXPECT_EQ(refused([](auto&) {}, {100, 148, 0}), "");
+  EXPECT_NE(refused([](auto&) {}, {80, 108, 0}), "");
+  EXPECT_NE(refused([](auto&) {}, {120, 188, 0}), "");
   EXPECT_NE(refused([](auto& s) { s.kv_type = PagedKvType::kF8E4M3; }), "");
   EXPECT_NE(refused([](auto& s) { s.index_dims = 30; }), "");
   EXPECT_NE(refused([](auto& s) { s.fcs_per_query_head = 1; }), "");
@@ -156,7 +156,8 @@ TEST(PagedPlan, TakesOneLaunchWhereRowsAreShortEnough) {
   EXPECT_EQ(path(1, 8192, 256, same), PagedPath::kOneLaunch);
   EXPECT_EQ(path(16, 32768, 256, same), PagedPath::kOneLaunch);
   EXPECT_EQ(path(64, 8192, 256, same), PagedPath::kOneLaunch);
-  EXPECT_EQ(path(1, 131072, 256, same), PagedPath::kFused) << "one cluster would score for too long";
+  EXPECT_EQ(path(1, 131072, 256, same), PagedPath::kOneLaunch) << "by clusters of 16";
+  EXPECT_EQ(path(2, 131072, 256, same), PagedPath::kFused) << "one cluster would score for too long";
   EXPECT_EQ(path(16, 32768, 2048, same), PagedPath::kFused) << "more candidates than registers hold";
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.num_query_tokens = 2; }), PagedPath::kFused);
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.tokens_per_query_head = 1; }), PagedPath::kFused);
