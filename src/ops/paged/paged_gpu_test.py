@@ -322,6 +322,17 @@ def test_hot_tokens(where, budget):
         assert torch.equal(first, step.out)
 
 
+def test_new_token_is_kept_where_it_is_best():
+    case = Case(lengths=(3000, 700), sinks=0, recent=0)
+    for plan in (p for cluster in (1, 2, 4, 8, 16) for p in paged.plans(case.shape(), cluster)):
+        step = make(case)
+        step.k_new.copy_(step.q[:, :, ::case.group])
+        step.run(plan)
+        check_kept(step, case.lengths)
+        check_out(step)
+        assert bool((step.kept == step.lengths[:, None, None, None] - 1).any(-1).all())
+
+
 def test_hot_tokens_per_query_head():
     case = Case(lengths=(20000,), budget=256, group=6, own_tokens=True, sinks=2, recent=2)
     step = make(case)
