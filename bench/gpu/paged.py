@@ -123,7 +123,7 @@ def two_launches(shape, score_ctas=0):
     if p.path == GENERIC:
         return p
     if p.path == ONE_LAUNCH:
-        p.path, p.score_ctas = FUSED, max(1, min(8, shape.max_length // 512))
+        p.path, p.score_ctas, p.cluster = FUSED, max(1, min(8, shape.max_length // 512)), min(8, p.cluster)
     p.score_ctas = score_ctas or p.score_ctas
     library.complete_plan(shape, p)
     return p

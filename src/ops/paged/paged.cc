@@ -244,7 +244,7 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
     if (cluster == 16 ? per_sm == 1 : cluster > 1 && rows > per_sm * (device.num_sms / cluster - lost)) continue;
     // A CTA keeps its keys in shared memory, and those that may be kept in registers.
     const int64_t tokens = ceil_div(s.max_length, cluster);
-    const int64_t most = cluster == 2 && need <= 512 ? 16384 : 8192;
+    const int64_t most = cluster <= 2 && need <= 1024 ? 16384 : 8192;
     return tokens <= most ? p : PagedPlan();
   }
   return PagedPlan();

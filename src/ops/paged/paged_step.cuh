@@ -96,13 +96,13 @@ struct Together {
       block = load_stream<int>(table + place.page);
     }
     // The worst of the best keys of G groups of g keys has about ln(G) / g of all keys above it, and fewer than need / total once in
-    // 10^4 rows where g is at most total / need, or twice that with 64 groups or more.
+    // 10^4 rows: where g is total / need if there are 32 groups at least, twice that if there are 64.
     const int forced = p.a.shape.sinks + p.a.shape.recent;
     const u32 tokens = static_cast<u32>(max(0, span.hi - span.lo)) << (x.size < 8 ? 0 : 1);
     const int group = static_cast<int>(tokens / static_cast<u32>(max(1, p.a.shape.budget - forced)));
-    lanes = 32;
+    lanes = x.size >= 4 ? 32 : 32 * x.size / 4;
     while (lanes > 1 && lanes * R::kKeys > group) lanes >>= 1;
-    sample_rounds = max(1, group / (32 * R::kKeys));
+    sample_rounds = max(1, group / (lanes * R::kKeys));
     guesses = Codec::kPartBytes == 1 && span.hi <= x.size * kThreads * (kTeamHeld / 2) && p.a.shape.budget <= 512;
     KeptRow<kDim>(p, r, x, length).put_forced(p.a.shape, kForced);
   }

@@ -5,7 +5,8 @@
 // for every input, and what a CTA keeps it has the token of already.
 //
 // The bins cover what samples say that it takes: groups of keys from the first rounds of all warps, of which the best key
-// of the worst group is the lowest that is counted, and the best of all is where the last bin begins to be open.
+// of the worst group is the lowest that is counted, and the best of all is where the last bin begins to be open. Where samples would come
+// late, what the caller guesses. Both only decide how many histograms it takes.
 //
 // Everything is placed by counting in a fixed order, so the same keys give the same choice.
 #pragma once
@@ -15,9 +16,9 @@
 namespace fasa::ops::paged {
 
 struct TeamShared {
-  u32 hist[kPruneBins];                                      // of this CTA
-  u32 none[32];                                              // where a lane counts what is not to be counted, which takes no branch
-  alignas(16) uint2 ranges[kTeamCtas * (kThreads / 32)];     // (lowest counted, best) of each warp's samples; 0: none
+  u32 hist[kPruneBins];  // of this CTA
+  u32 none[32];          // where a lane counts what is not to be counted, which takes no branch
+  alignas(16) uint2 ranges[kTeamCtas * (kThreads / 32)];  // (lowest counted, best) of each warp's samples; 0: none
   alignas(16) u32 ties[kTeamTies];
   alignas(16) u32 warps[kThreads / 32];
   BinFound found;
@@ -31,23 +32,28 @@ struct TeamShared {
 };
 static_assert(sizeof(TeamShared) <= kSelectSharedBytes);
 
-// One CTA's end of the exchange. inbox: u16 [size][kPruneBins], the histograms of all CTAs.
+// One CTA's end of the exchange. inbox: u16 [size][kPruneBins], the histograms of all CTAs; the keys of one fit its memory, so there are
+// fewer than 2^16.
 struct TeamLink {
   TeamShared& s;
   char* inbox;
-  u32 barriers;  // ranges, histograms, ties
+  u32 barriers;  // one of 8 bytes for each kind of what arrives: its place below
   int size;
   int rank;
 
   static constexpr int kWarps = kThreads / 32;
+  static constexpr u32 kSamples = 0;
+  static constexpr u32 kHistograms = 8;
+  static constexpr u32 kTies = 16;
 
   // One thread, before the cluster synchronises.
   __device__ __forceinline__ void expect() const {
-#pragma unroll
-    for (int i = 0; i < 3; ++i) init_barrier(barriers + 8 * i);
+    init_barrier(barriers + kSamples);
+    init_barrier(barriers + kHistograms);
+    init_barrier(barriers + kTies);
     share_barriers();
-    expect_stores(barriers, size * kWarps * 8);
-    expect_stores(barriers + 8, size * kPruneBins * 2);
+    expect_stores(barriers + kSamples, size * kWarps * 8);
+    expect_stores(barriers + kHistograms, size * kPruneBins * 2);
   }
   // A warp's samples to all CTAs, the best key of some of each lane. lanes: of a group of samples, a power of two.
   __device__ __forceinline__ void sample(u32 best, int lanes) const {
@@ -66,7 +72,7 @@ struct TeamLink {
     if (size == 1) {
       if (lane == 0) *to = make_uint2(worst, highest);
     } else if (lane < size) {
-      store_peer(peer_address(shared_address(to), lane), peer_address(barriers, lane), make_uint2(worst, highest));
+      store_peer(peer_address(shared_address(to), lane), peer_address(barriers + kSamples, lane), make_uint2(worst, highest));
     }
   }
   // (lowest counted, best) of all samples; (1, 1) where there are none.
@@ -74,7 +80,7 @@ struct TeamLink {
     if (size == 1) {
       __syncthreads();
     } else {
-      wait_stores(barriers);
+      wait_stores(barriers + kSamples);
     }
     u32 lowest = 0xFFFFFFFFU;
     u32 highest = 1;
@@ -99,7 +105,7 @@ struct TeamLink {
         const uint4 a = *reinterpret_cast<const uint4*>(s.hist + bin);
         const uint4 b = *reinterpret_cast<const uint4*>(s.hist + bin + 4);
         const uint4 packed = make_uint4(a.x | a.y << 16, a.z | a.w << 16, b.x | b.y << 16, b.z | b.w << 16);
-        store_peer(peer_address(shared_address(inbox + (rank * kPruneBins + bin) * 2), peer), peer_address(barriers + 8, peer), packed);
+        store_peer(peer_address(shared_address(inbox + (rank * kPruneBins + bin) * 2), peer), peer_address(barriers + kHistograms, peer), packed);
       }
     }
   }
@@ -118,7 +124,7 @@ struct TeamLink {
       low = two.x;
       high = two.y;
     } else {
-      wait_stores(barriers + 8, parity);
+      wait_stores(barriers + kHistograms, parity);
 #pragma unroll 4
       for (int i = 0; i < size; ++i) {
         const u32 two = reinterpret_cast<const u32*>(inbox)[i * (kPruneBins / 2) + word];
@@ -147,7 +153,7 @@ struct TeamLink {
     for (int i = threadIdx.x; i < kPruneBins; i += kThreads) s.hist[i] = 0;
     if (threadIdx.x == 0) {
       s.found.bin = -1;
-      if (size > 1) expect_stores(barriers + 8, size * kPruneBins * 2);
+      if (size > 1) expect_stores(barriers + kHistograms, size * kPruneBins * 2);
     }
     Team<true>::sync();
   }
@@ -333,7 +339,7 @@ __device__ __forceinline__ TeamRange find_team_range(const TeamLink& link, TeamK
   const u32 before = __reduce_add_sync(kFullWarp, lane < link.rank ? link.count_of(lane, f.bin) : 0U);
   const u32 inside = f.through - f.before;
   if (search.first != search.last && threadIdx.x == 0 && link.size > 1) {
-    expect_stores(link.barriers + 16, static_cast<int>(inside) * 4);
+    expect_stores(link.barriers + TeamLink::kTies, static_cast<int>(inside) * 4);
   }
   return {search.first, search.last, need - f.before, inside, before, need};
 }
@@ -356,7 +362,7 @@ __device__ __forceinline__ void send_ties(const TeamLink& link, const TeamRange&
         if (link.size == 1) {
           *to = k;
         } else {
-          store_peer(peer_address(shared_address(to), peer), peer_address(link.barriers + 16, peer), k);
+          store_peer(peer_address(shared_address(to), peer), peer_address(link.barriers + TeamLink::kTies, peer), k);
         }
       }
       place += static_cast<u32>(__popc(mask));
@@ -449,7 +455,7 @@ __device__ __forceinline__ uint3 rank_team_ties(const u32* ties, u32 inside, u32
 // Waits for the ties and chooses; every warp for itself. n: entries of the list, their keys at `keys`.
 __device__ __forceinline__ TeamChoice choose(const TeamLink& link, const TeamRange& r, const u32* keys, int n) {
   if (r.among == 0) return {keys, 0, 0};
-  if (link.size > 1) wait_stores(link.barriers + 16);
+  if (link.size > 1) wait_stores(link.barriers + TeamLink::kTies);
   const uint3 found = rank_team_ties(link.s.ties, r.inside, r.among);
   const u32 key = found.x;
   if (found.y == found.z) return {keys, key - 1U, 0};
