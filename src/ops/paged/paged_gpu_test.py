@@ -322,17 +322,6 @@ def test_hot_tokens(where, budget):
         assert torch.equal(first, step.out)
 
 
-def test_new_token_is_kept_where_it_is_best():
-    case = Case(lengths=(3000, 700), sinks=0, recent=0)
-    for plan in (p for cluster in (1, 2, 4, 8, 16) for p in paged.plans(case.shape(), cluster)):
-        step = make(case)
-        step.k_new.copy_(step.q[:, :, ::case.group])
-        step.run(plan)
-        check_kept(step, case.lengths)
-        check_out(step)
-        assert bool((step.kept == step.lengths[:, None, None, None] - 1).any(-1).all())
-
-
 def test_hot_tokens_per_query_head():
     case = Case(lengths=(20000,), budget=256, group=6, own_tokens=True, sinks=2, recent=2)
     step = make(case)
@@ -340,39 +329,6 @@ def test_hot_tokens_per_query_head():
     tokens = torch.tensor([unit_of(k, 1, plan.score_ctas) * 16 + i for k in range(1, 20) for i in range(16)]).cuda()
     plant(step, 0, 1, tokens[tokens < 19900])
     step.run(plan)
-    check_kept(step, case.lengths)
-    check_out(step)
-
-
-@pytest.mark.parametrize("index", ["int8", "fp8", "int4", "bf16"])
-@pytest.mark.parametrize("own_tokens", [False, True])
-def test_ties(index, own_tokens):
-    """All keys equal; two values; few values."""
-    for values in (1, 2, 9):
-        case = Case(lengths=(6000, 300), index=index, own_tokens=own_tokens, budget=128, append=False)
-        step = make(case)
-        few = torch.randn(values, 1, step.shape.head_dim, device="cuda")
-        choice = torch.randint(0, values, step.k.shape[:3], device="cuda")
-        step.k.copy_(few[choice][..., 0, :].to(step.k.dtype))
-        write_index(step, case)
-        for plan in (p for cluster in (1, 2, 4, 8, 16) for p in paged.plans(step.shape, cluster)):
-            step.run(plan)
-            check_kept(step, case.lengths)
-            check_out(step)
-
-
-@pytest.mark.parametrize("size", [20.0, -20.0])
-@pytest.mark.parametrize("cluster", [1, 4, 8, 16])
-@pytest.mark.parametrize("index,dims", ONE_LAUNCH_INDICES)
-def test_clustered_scores(index, dims, cluster, size):
-    """All scores far from 0 and close to each other: not where one launch guesses the threshold, and many in one bin."""
-    case = Case(lengths=(8000, 3000), index=index, dims=dims, budget=200, append=False)
-    step = make(case)
-    step.k.copy_((size + 0.5 * torch.randn(step.k.shape, device="cuda")).to(step.k.dtype))
-    step.q.abs_()
-    step.index_scale.mul_(7)
-    write_index(step, case)
-    step.run(paged.one_launch(step.shape, cluster))
     check_kept(step, case.lengths)
     check_out(step)
 
