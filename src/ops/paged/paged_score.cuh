@@ -56,8 +56,8 @@ struct Alone {
 
 // Scores the row's tokens that are this CTA's and calls finish(keys, whether this thread has any, RowTokens) where there are
 // more than are kept anyway. memory: score_query_bytes, then the keys.
-// beside: what the CTA does meanwhile. prepare(): rows of the index are on their way; score(): the queries are in shared memory; sample(): the best of a
-// lane's keys of its first sample_rounds rounds. With kNewToken a warp whose has_new
+// beside: what the CTA does meanwhile. prepare(): rows of the index are on their way; score(): the queries are in shared memory;
+// sample(): the best of a lane's keys of its first sample_rounds rounds. With kNewToken a warp whose has_new
 // is true has the keys beside.key of one more round, all of the new token. Returns the row's span, seen from its length.
 template <class Codec, int kDims, int kHeads, int kSets, class Beside, class Finish>
 __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow& r, int rank, int ctas, char* memory, Beside& beside,
@@ -290,9 +290,10 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
       p, r, rank, ctas, memory + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4), alone,
       [&](const auto& keys, bool has_head, const auto& tokens) {
         const int64_t list = list_of(p, r, has_head ? set_of_thread<kSets>() : 0, rank);
-        prune<kSets, Codec::kPartBytes == 2>(s, keys, p.plan.quota, p.plan.slots,
-                                             has_head ? p.slots + list * p.plan.slots : nullptr, p.bounds + list,
-                                             [&](int i) { return tokens(i, static_cast<int>(threadIdx.x & 31), static_cast<int>(threadIdx.x >> 5)); });
+        prune<kSets, Codec::kPartBytes == 2>(
+            s, keys, p.plan.quota, p.plan.slots, has_head ? p.slots + list * p.plan.slots : nullptr, p.bounds + list, [&](int i) {
+              return tokens(i, static_cast<int>(threadIdx.x & 31), static_cast<int>(threadIdx.x >> 5));
+            });
       });
 #endif
 }
