@@ -206,7 +206,7 @@ __device__ __forceinline__ void report_team(const KeptRow<kDim>& row, const Team
   T::sync();
 }
 
-template <class Codec, int kDims, int kHeads, int kDim, bool kF16>
+template <class Codec, int kDims, int kHeads, int kDim>
 __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) step_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(16) char memory[];
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) step_kernel(con
   const int tid = threadIdx.x;
   const int size = T::size();
   int rank = T::rank();
-  asm volatile("" : "+r"(rank));
+  asm volatile("" : "+r"(rank));  // a register: to read it again takes long
   const int log_size = __ffs(size) - 1;
   const AttendRow r = attend_row(shape, static_cast<int>(blockIdx.x) >> log_size);
   const Exchange<kDim> exchange{memory, p.layout, r.heads * kDim / 32, size, rank, log_size};
@@ -269,16 +269,16 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) step_kernel(con
   if (kept.report != nullptr) {
     report_team(kept, choice(), n, forced, kept.forced + static_cast<int>(range.kept), team.warps, shape.budget, token_of);
   }
-  attend_list<kDim, kF16, true>(p, r, exchange, n, p.table_entries != 0 ? beside.own_table : nullptr, choice, token_of);
+  attend_list<kDim, false, true>(p, r, exchange, n, p.table_entries != 0 ? beside.own_table : nullptr, choice, token_of);
 #endif
 }
 
 // Null where there is none (paged.cc, paged_one_launch_refusal). bf16 K and V; heads: of a KV head.
 template <PagedIndexType kType, int kDims>
 StepKernel pick_step_kernel(int head_dim, int heads) {
-  if (head_dim == 128 && heads <= 4) return step_kernel<Codec<kType>, kDims, 4, 128, false>;
-  if (head_dim == 128 && heads <= 8) return step_kernel<Codec<kType>, kDims, 8, 128, false>;
-  if (head_dim == 64 && heads <= 4) return step_kernel<Codec<kType>, kDims, 4, 64, false>;
+  if (head_dim == 128 && heads <= 4) return step_kernel<Codec<kType>, kDims, 4, 128>;
+  if (head_dim == 128 && heads <= 8) return step_kernel<Codec<kType>, kDims, 8, 128>;
+  if (head_dim == 64 && heads <= 4) return step_kernel<Codec<kType>, kDims, 4, 64>;
   return nullptr;
 }
 
