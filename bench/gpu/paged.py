@@ -132,7 +132,8 @@ def two_launches(shape, score_ctas=0):
 def one_launch(shape, cluster):
     """The step in one launch by clusters of this size; None where there is no kernel or not the memory for it."""
     p = plan(shape)
-    if p.path == GENERIC or not library.library.fasa_one_launch(ctypes.byref(shape)):
+    most = 8 if shape.tokens_per_query_head else 16
+    if p.path == GENERIC or cluster > most or not library.library.fasa_one_launch(ctypes.byref(shape)):
         return None
     p.path, p.score_ctas, p.cluster = ONE_LAUNCH, cluster, cluster
     library.complete_plan(shape, p)

@@ -51,7 +51,6 @@ int64_t attend_rows(const PagedShape& s) {
   if (s.tokens_per_query_head != 0) return tokens * s.num_q_heads;
   return tokens * s.num_kv_heads * ceil_div(s.group(), 8);
 }
-bool four_sets(const PagedShape& s) { return s.tokens_per_query_head != 0 && s.fcs_per_query_head == 0; }
 
 // Keys that a CTA publishes so that a random order overflows it less than once in 10^6 rows.
 void set_quota(int64_t budget, int32_t ctas, int32_t& quota, int32_t& slots) {
@@ -171,13 +170,14 @@ std::string paged_fused_refusal(const PagedShape& s, const PagedDevice& device) 
 std::string paged_one_launch_refusal(const PagedShape& s) {
   if (s.kv_type != PagedKvType::kBF16) return "K and V are not bf16";
   if (s.num_query_tokens != 1) return "a sequence has several query tokens";
-  if (s.tokens_per_query_head != 0 || s.fcs_per_query_head != 0) return "query heads choose for themselves";
+  if (s.fcs_per_query_head != 0) return "query heads have frequency chunks of their own";
   const int32_t d = s.index_dims;
   const bool known = s.index_type == PagedIndexType::kI4     ? d == 32 || d == 64
                      : s.index_type == PagedIndexType::kBF16 ? false
                                                              : d == 16 || d == 32;
   if (!known) return "the index row has a width without a kernel";
-  if (!(s.head_dim == 128 && s.group() <= 8) && !(s.head_dim == 64 && s.group() <= 4)) {
+  const int32_t together = s.sets_at_once() == 4 ? 4 : s.group();  // heads that one cluster serves
+  if (!(s.head_dim == 128 && together <= 8) && !(s.head_dim == 64 && together <= 4)) {
     return "there is no kernel for the head size and group";
   }
   return "";
@@ -186,27 +186,31 @@ std::string paged_one_launch_refusal(const PagedShape& s) {
 void complete_plan(const PagedShape& s, PagedPlan& p) {
   if (p.path == PagedPath::kGeneric) p.path = PagedPath::kFused;
   p.score_rows = static_cast<int32_t>(score_rows(s));
-  p.attend_rows = static_cast<int32_t>(attend_rows(s));
+  const bool one = p.path == PagedPath::kOneLaunch;
+  // In one launch heads that choose for themselves share a row as they do for scoring.
+  const bool quads = one && s.sets_at_once() == 4;
+  p.attend_rows = static_cast<int32_t>(quads ? score_rows(s) : attend_rows(s));
   set_quota(s.budget, p.score_ctas, p.quota, p.slots);
-  const int together = four_sets(s) ? 4 : 1;  // sets
+  const int together = s.sets_at_once();
   const auto row = static_cast<int>(s.index_row_bytes());
   // The turns of a CTA are units of 16 tokens, its warps' rounds several of them.
   const int64_t units = ceil_div(ceil_div(s.max_length, 16), p.score_ctas) * 16;
   const int64_t round = int64_t{paged::kThreads} / 32 * paged::score_round_tokens(row);
   p.score_iterations = static_cast<int32_t>(ceil_div(units, round));
-  const bool one = p.path == PagedPath::kOneLaunch;
-  if (one) ++p.score_iterations;  // of the new token
-  const int heads = paged::score_heads(four_sets(s) ? 4 : s.fcs_per_query_head != 0 ? 1 : s.group());
+  const int heads = paged::score_heads(together == 4 ? 4 : s.fcs_per_query_head != 0 ? 1 : s.group());
   const int part = s.index_type == PagedIndexType::kBF16 || s.index_type == PagedIndexType::kF8E4M3 ? 2 : 1;
   const int64_t pruning = together == 4 ? paged::kPruneSharedBytes4 : paged::kPruneSharedBytes1;
-  const int64_t scoring = (one ? 0 : pruning) + paged::score_query_bytes(heads, s.index_dims, part) +
-                          int64_t{4} * paged::kThreads * paged::score_round_keys(row, together) * p.score_iterations;
+  // A thread's keys of every round, and in one launch that of the new token.
+  const int round_keys = paged::score_round_keys(row, together);
+  const int64_t keys = int64_t{round_keys} * p.score_iterations + (one ? paged::key_vector(round_keys) : 0);
+  const int64_t scoring =
+      (one ? 0 : pruning) + paged::score_query_bytes(heads, s.index_dims, part) + 4 * paged::kThreads * keys;
   const int64_t new_tokens =
       int64_t{paged::kThreads} / 32 * paged::score_new_bytes(heads, s.index_dims, part, together);
   p.score_smem = std::max(scoring, new_tokens);
-  p.heads_per_row = s.tokens_per_query_head != 0 ? 1 : std::min(8, s.group());
+  p.heads_per_row = quads ? std::min(4, s.group()) : s.tokens_per_query_head != 0 ? 1 : std::min(8, s.group());
   p.attend_smem = paged::attend_layout(s.budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,
-                                       paged::table_entries(s.max_length, s.page_size), p.team())
+                                       paged::table_entries(s.max_length, s.page_size), p.team(), together)
                       .total;
   const int64_t sets = int64_t{s.num_seqs} * s.num_query_tokens * s.num_sets();
   p.workspace_bytes = one ? 0 : round_up(sets * p.entries() * 8, 256) + round_up(sets * p.lists() * 16, 256);
@@ -227,9 +231,11 @@ bool fits(const PagedPlan& p) {
 
 // The step in one launch, or a generic plan where two launches are faster: limits measured on H100 and H200 (docs/gpu.md).
 PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
-  const int64_t rows = attend_rows(s);
+  const bool quads = s.sets_at_once() == 4;
+  const int64_t rows = quads ? score_rows(s) : attend_rows(s);
   const int64_t need = s.budget - s.sinks - s.recent;
   for (const int32_t cluster : {16, 8, 4, 2, 1}) {
+    if (cluster > paged::team_ctas(s.sets_at_once())) continue;
     // Of 16 only where rows are few and 8 CTAs would score for long.
     if (cluster == 16 && (rows > device.clusters_of_16 || s.max_length <= 8 * (need > 512 ? 2048 : 4096))) continue;
     PagedPlan p;
@@ -241,10 +247,17 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
     // Clusters that run at once: those of 8 and 4 do not fill every GPC.
     const int64_t per_sm = 2 * memory + 4096 <= kPagedSharedMemory ? 2 : 1;
     const int64_t lost = cluster == 8 ? 1 : cluster == 4 ? 3 : 0;
-    if (cluster == 16 ? per_sm == 1 : cluster > 1 && rows > per_sm * (device.num_sms / cluster - lost)) continue;
+    const bool at_once = rows <= per_sm * (device.num_sms / cluster - lost);
+    // Pairs that choose four sets gain one after another, too: their part of the index comes while others select.
+    if (cluster == 16 ? per_sm == 1 : cluster > 1 && !at_once && !(quads && cluster == 2 && per_sm == 2)) continue;
     // A CTA keeps its keys in shared memory, and those that may be kept in registers.
     const int64_t tokens = ceil_div(s.max_length, cluster);
-    const int64_t most = cluster <= 2 && need <= 1024 ? 16384 : 8192;
+    const int64_t most = quads                          ? (need > 512     ? 0
+                                                           : cluster == 8 ? 8192
+                                                           : cluster == 4 ? 2048
+                                                                          : 4096)
+                         : cluster <= 2 && need <= 1024 ? 16384
+                                                        : 8192;
     return tokens <= most ? p : PagedPlan();
   }
   return PagedPlan();
@@ -267,11 +280,11 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   p.score_ctas = static_cast<int32_t>(std::clamp<int64_t>(wave / score_rows(s), 1, 64));
   if (p.score_ctas > 16) p.score_ctas = floor_power2(p.score_ctas);
   const auto too_short = [&] {
-    return tokens() < (four_sets(s) || p.score_ctas <= 8 ? 512 : p.score_ctas <= 16 ? 2048 : 4096);
+    return tokens() < (s.sets_at_once() == 4 || p.score_ctas <= 8 ? 512 : p.score_ctas <= 16 ? 2048 : 4096);
   };
   while (p.score_ctas > 1 && too_short()) p.score_ctas = std::max(p.score_ctas / 2, p.score_ctas > 8 ? 8 : 1);
   const auto too_long = [&] {
-    return tokens() > (four_sets(s) ? 4096 : 16384) || (s.budget / p.score_ctas > 512 && tokens() > 8192);
+    return tokens() > (s.sets_at_once() == 4 ? 4096 : 16384) || (s.budget / p.score_ctas > 512 && tokens() > 8192);
   };
   while (p.score_ctas < 64 && too_long()) p.score_ctas *= 2;
   // Clusters that fill the SMs once, or pairs that fill them twice; none with less than 32 tokens a CTA.

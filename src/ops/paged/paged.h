@@ -60,6 +60,8 @@ struct PagedShape {
   constexpr int32_t group() const { return num_q_heads / num_kv_heads; }
   constexpr int32_t num_planes() const { return fcs_per_query_head != 0 ? num_q_heads : num_kv_heads; }
   constexpr int32_t num_sets() const { return tokens_per_query_head != 0 ? num_q_heads : num_kv_heads; }
+  // Sets that one pass over an index row scores: four query heads that choose for themselves.
+  constexpr int32_t sets_at_once() const { return tokens_per_query_head != 0 && fcs_per_query_head == 0 ? 4 : 1; }
   // Bytes of the index of one token and plane: index_dims * (2, 1, 1, 1/2).
   constexpr int64_t index_row_bytes() const {
     return index_type == PagedIndexType::kBF16 ? 2 * index_dims
@@ -137,6 +139,8 @@ struct PagedPlan {
   int64_t score_smem = 0;
   int64_t attend_smem = 0;
   int64_t workspace_bytes = 0;  // 256-byte aligned memory of the caller, no need to clear it; one launch needs none
+
+  bool operator==(const PagedPlan&) const = default;
 
   // What launch 1 publishes for a set: a list of `slots` (key, token) a CTA, that of the new tokens included.
   constexpr int32_t lists() const { return score_ctas + (path == PagedPath::kOneLaunch ? 0 : 1); }

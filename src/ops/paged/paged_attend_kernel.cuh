@@ -83,11 +83,11 @@ struct Exchange {
 };
 
 // Sums the warps' partials of the CTA and gives each CTA of the cluster its share of the row; each then writes its share
-// of the output.
-template <int kDim, bool kF16>
+// of the output. kSets: heads attend to tokens of their own, kThreads / 32 / kSets warps each, or (1) all to the same.
+template <int kDim, bool kF16, int kSets>
 __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r, int n, Partial<kDim>& o,
                                         const Exchange<kDim>& x) {
-  constexpr int kWarps = kThreads / 32;
+  constexpr int kWarps = kThreads / 32 / kSets;  // of a head
   const int tid = threadIdx.x;
   float* sums = reinterpret_cast<float*>(x.memory + x.layout.slots);
   float* of_warps = reinterpret_cast<float*>(x.memory + x.layout.warps);
@@ -95,15 +95,19 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
   float* inbox = reinterpret_cast<float*>(x.memory + x.layout.inbox);
   o.sum += __shfl_xor_sync(kFullWarp, o.sum, 1);
   o.sum += __shfl_xor_sync(kFullWarp, o.sum, 2);
-  const int busy = min((n + 15) / 16, kWarps);
-  if (tid >> 5 < busy) store_partial<kDim>(o, r.heads, of_warps, sums);
+  const int busy = kSets == 1 ? min((n + 15) / 16, kWarps) : kWarps;
+  const int stored = kSets == 1 ? r.heads : 1;  // heads of a warp
+  if (kSets != 1 || tid >> 5 < busy) store_partial<kDim>(o, kSets == 1 ? 0 : (tid >> 5) / kWarps, stored, of_warps, sums);
   __syncthreads();
+  // Where warp w of head h has them.
+  const auto warp_of = [](int h, int w) { return kSets == 1 ? w : h * kWarps + w; };
+  const auto place_of_head = [](int h) { return kSets == 1 ? h : 0; };
   // Maximum of head h over the warps, and what each warp's sums count relative to it.
   const auto weigh = [&](int h, float(&weights)[kWarps]) {
     float m = -1e30F;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      weights[w] = w < busy ? of_warps[w * 16 + h] : -1e30F;
+      weights[w] = w < busy ? of_warps[warp_of(h, w) * 16 + place_of_head(h)] : -1e30F;
       m = fmaxf(m, weights[w]);
     }
 #pragma unroll
@@ -119,7 +123,7 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
     for (int w = 0; w < kWarps; ++w) {
       const float f = weights[w];
       float4 v = {0, 0, 0, 0};
-      if (w < busy) v = reinterpret_cast<const float4*>(sums + w * r.heads * kDim)[i];
+      if (w < busy) v = reinterpret_cast<const float4*>(sums + (warp_of(h, w) * stored + place_of_head(h) - h) * kDim)[i];
       value = {value.x + f * v.x, value.y + f * v.y, value.z + f * v.z, value.w + f * v.w};
     }
     const int chunk = i >> 3;
@@ -136,7 +140,9 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
       float weights[kWarps];
       stat.x = weigh(h, weights);
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) stat.y += weights[w] * (w < busy ? of_warps[w * 16 + 8 + h] : 0.0F);
+      for (int w = 0; w < kWarps; ++w) {
+        stat.y += weights[w] * (w < busy ? of_warps[warp_of(h, w) * 16 + 8 + place_of_head(h)] : 0.0F);
+      }
     }
     x.store(stats + x.rank * 8 + h, other >> 3, stat);
   }
@@ -185,8 +191,9 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
   }
 }
 
+// sets: whose kept tokens it reports, r.set the first of them.
 template <int kDim>
-__device__ __forceinline__ void write_nothing(const StepParams& p, const AttendRow& r) {
+__device__ __forceinline__ void write_nothing(const StepParams& p, const AttendRow& r, int sets = 1) {
   const PagedShape& s = p.a.shape;
   if (Team<true>::rank() != 0) return;
   for (int i = threadIdx.x; i < r.heads * kDim; i += blockDim.x) {
@@ -199,7 +206,7 @@ __device__ __forceinline__ void write_nothing(const StepParams& p, const AttendR
         -__int_as_float(0x7F800000);
   }
   if (p.a.kept != nullptr && r.reports) {
-    for (int i = threadIdx.x; i < s.budget; i += blockDim.x) p.a.kept[r.set * s.budget + i] = -1;
+    for (int i = threadIdx.x; i < sets * s.budget; i += blockDim.x) p.a.kept[r.set * s.budget + i] = -1;
   }
 }
 
@@ -209,7 +216,7 @@ struct KeptAgain {
   u32 all;
 };
 __device__ __noinline__ inline KeptAgain select_again(const StepParams& p, AttendRow r, int seen, ExactShared& s, u32* query,
-                                                      int2* list) {
+                                                      int* list) {
   const PagedShape& shape = p.a.shape;
   const bool own = shape.tokens_per_query_head != 0;
   // The whole group scores, also where this row attends for a part of it.
@@ -224,7 +231,7 @@ __device__ __noinline__ inline KeptAgain select_again(const StepParams& p, Atten
   for (u32 i = threadIdx.x; i < before; i += blockDim.x) {
     const int f = rank + static_cast<int>(i) * size;
     const int token = f < shape.sinks ? f : seen - shape.recent + (f - shape.sinks);
-    list[i].x = token;
+    list[i] = token;
     if (p.a.kept != nullptr && r.reports) p.a.kept[r.set * shape.budget + f] = token;
   }
   u32 all;
@@ -232,7 +239,7 @@ __device__ __noinline__ inline KeptAgain select_again(const StepParams& p, Atten
       s, shape.sinks, seen - shape.recent, static_cast<u32>(shape.budget - forced),
       [&](int token) { return scorer.key(token); },
       [&](int token, u32 local, u32 position) {
-        list[before + local].x = token;
+        list[before + local] = token;
         if (p.a.kept != nullptr && r.reports) {
           p.a.kept[r.set * shape.budget + forced + position] = token;
         }
@@ -245,15 +252,16 @@ __device__ __noinline__ inline KeptAgain select_again(const StepParams& p, Atten
 template <int kDim>
 struct KeptRow {
   const Exchange<kDim>& x;
-  int2* list;
+  int* list;
   int32_t* report;  // null: not wanted
   int seen;         // tokens that the query may see
   bool all_kept;
   int forced;  // sinks and recent tokens, or all
   u32 need;    // from the lists
 
-  __device__ __forceinline__ KeptRow(const StepParams& p, const AttendRow& r, const Exchange<kDim>& exchange, int length)
-      : x(exchange), list(reinterpret_cast<int2*>(exchange.memory + exchange.layout.list)) {
+  // first: entry of the CTA's lists with which that of the row begins.
+  __device__ __forceinline__ KeptRow(const StepParams& p, const AttendRow& r, const Exchange<kDim>& exchange, int length, int first = 0)
+      : x(exchange), list(reinterpret_cast<int*>(exchange.memory + exchange.layout.list) + first) {
     const PagedShape& s = p.a.shape;
     seen = length - s.num_query_tokens + r.query + 1;
     all_kept = seen <= s.budget;
@@ -262,7 +270,7 @@ struct KeptRow {
     report = p.a.kept != nullptr && r.reports ? p.a.kept + r.set * s.budget : nullptr;
   }
   __device__ __forceinline__ bool is_mine(u32 i) const { return (i & static_cast<u32>(x.size - 1)) == static_cast<u32>(x.rank); }
-  __device__ __forceinline__ void put(int token, u32 i) const { list[i >> x.log_size].x = token; }
+  __device__ __forceinline__ void put(int token, u32 i) const { list[i >> x.log_size] = token; }
   // Places of the report from `kept` on.
   __device__ __forceinline__ void report_none(int kept, int budget) const {
     if (report == nullptr) return;
@@ -270,12 +278,16 @@ struct KeptRow {
   }
   // Forced tokens of this CTA.
   __device__ __forceinline__ int forced_here() const { return (forced - x.rank + x.size - 1) >> x.log_size; }
-  // mark: of their entries in the list.
-  __device__ __forceinline__ void put_forced(const PagedShape& s, int mark) const {
+  // mark: of their entries in the list; sets: so many lists, `stride` entries each.
+  __device__ __forceinline__ void put_forced(const PagedShape& s, int mark, int sets = 1, int stride = 0) const {
+#pragma unroll 1
     for (int i = threadIdx.x; i < forced; i += kThreads) {
       const int token = all_kept || i < s.sinks ? i : seen - s.recent + (i - s.sinks);
-      if (is_mine(static_cast<u32>(i))) put(token | mark, static_cast<u32>(i));
-      if (report != nullptr && x.rank == 0) report[i] = token;
+#pragma unroll 1
+      for (int set = 0; set < sets; ++set) {
+        if (is_mine(static_cast<u32>(i))) list[set * stride + (i >> x.log_size)] = token | mark;
+        if (report != nullptr && x.rank == 0) report[set * s.budget + i] = token;
+      }
     }
   }
 };
@@ -288,7 +300,7 @@ __device__ __forceinline__ int select_kept(const StepParams& p, const AttendRow&
   const Exchange<kDim>& exchange = row.x;
   const int size = exchange.size;
   const int rank = exchange.rank;
-  int2* list = row.list;
+  int* list = row.list;
   auto& select = *reinterpret_cast<SelectShared*>(exchange.memory + exchange.layout.select);
   u32 kept = static_cast<u32>(row.forced);
   bool exact = true;
@@ -310,7 +322,7 @@ __device__ __forceinline__ int select_kept(const StepParams& p, const AttendRow&
   int n = (static_cast<int>(kept) - rank + size - 1) >> exchange.log_size;
   if (!exact) {
     __syncthreads();
-    const KeptAgain again = select_again(p, r, row.seen, *reinterpret_cast<ExactShared*>(exchange.memory),
+    const KeptAgain again = select_again(p, r, row.seen, *reinterpret_cast<ExactShared*>(exchange.memory + exchange.layout.select),
                                          reinterpret_cast<u32*>(exchange.memory + exchange.layout.slots), list);
     n = static_cast<int>(again.mine);
     kept = again.all;
@@ -322,51 +334,54 @@ __device__ __forceinline__ int select_kept(const StepParams& p, const AttendRow&
 
 // Attention of this CTA over the first n tokens of the list, and its combination with the peers'. own_table: the block table in
 // shared memory, or null.
-// choose(): as in attend_tile; token_of: of an entry of the list. kAhead: V with K wherever a row has many CTAs.
-template <int kDim, bool kF16, bool kAhead, class Choose, class TokenOf>
-__device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow& r, const Exchange<kDim>& exchange, int n,
+// choose(): as in attend_tile; token_of: of an entry of the list.
+// kSets: as in combine; where it is not 1, list, n and choose() are those of the warp's head.
+// kAhead: V soon after K whatever the row, where few warps attend (kSets = 1); where all of them do, half of V, which leaves registers for
+// what a choice takes.
+template <int kDim, bool kF16, bool kAhead, int kSets, class Choose, class TokenOf>
+__device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow& r, const Exchange<kDim>& exchange, const int* list, int n,
                                             const int* own_table, const Choose& choose, const TokenOf& token_of) {
   const int tid = threadIdx.x;
   const int lane = tid & 31;
-  int2* list = reinterpret_cast<int2*>(exchange.memory + exchange.layout.list);
   Partial<kDim> o;
 #pragma unroll
   for (int i = 0; i < Partial<kDim>::kTiles * 4; ++i) {
     o.out[i][0] = o.out[i][1] = o.out[i][2] = o.out[i][3] = 0.0F;
   }
-  constexpr int kStep = kThreads / 32 * 16;
+  constexpr int kWarps = kThreads / 32 / kSets;  // that share the list
   const char* k_base = static_cast<const char*>(p.a.k.data) + r.kv_head * p.a.k.head_stride;
   const char* v_base = static_cast<const char*>(p.a.v.data) + r.kv_head * p.a.v.head_stride;
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   const char* queries = exchange.memory + exchange.layout.queries;
+  constexpr bool kAllTiles = kAhead && kSets == 1;
   const auto attend = [&](auto tiles_ahead) {
     constexpr int kTilesAhead = decltype(tiles_ahead)::value;
-    const bool prefetches = kAhead ? exchange.size >= 4 : kTilesAhead < Partial<kDim>::kTiles;
-    for (int first = tid / 32 * 16; first < n; first += kStep) {
+    const bool prefetches = kAllTiles ? exchange.size >= 4 : kTilesAhead < Partial<kDim>::kTiles;
+    for (int first = tid / 32 % kWarps * 16; first < n; first += kWarps * 16) {
       // Where the tile's tokens lie, a lane each. What is not asked for together with K comes to L2 meanwhile.
+      int2 place = make_int2(0, 0);
       if (lane < 16 && first + lane < n) {
-        const Place place = place_of(p, token_of(list[first + lane].x));
-        const int block = own_table != nullptr ? own_table[place.page] : load_stream<int>(table + place.page);
-        list[first + lane] = make_int2(block, place.offset);
+        const Place at = place_of(p, token_of(list[first + lane]));
+        place.x = own_table != nullptr ? own_table[at.page] : load_stream<int>(table + at.page);
+        place.y = at.offset;
         if (prefetches) {
-          const char* v = v_base + block * p.a.v.block_stride + place.offset * p.a.v.token_stride;
+          const char* v = v_base + place.x * p.a.v.block_stride + place.y * p.a.v.token_stride;
 #pragma unroll
           for (int line = 0; line < (2 * kDim + 127) / 128; ++line) prefetch_l2(v + line * 128);
         }
       }
-      __syncwarp();
-      attend_tile<kDim, kF16, kTilesAhead>(p, list, first, n, queries, k_base, v_base, o, choose);
+      attend_tile<kDim, kF16, kTilesAhead>(p, place, first, n, queries, k_base, v_base, o, choose);
     }
   };
   // Where a row has many CTAs and more than two warps of each attend, latency is what counts; else the gather's throughput.
   constexpr int kAllAhead = Partial<kDim>::kTiles < 2 ? 1 : 2;
-  if (kAhead || (Partial<kDim>::kTiles == 2 && exchange.size >= 4 && n > 32)) {
+  if (kAllTiles || (!kAhead && Partial<kDim>::kTiles == 2 && exchange.size >= 4 && n > 32)) {
     attend(std::integral_constant<int, kAllAhead>());
   } else {
     attend(std::integral_constant<int, 1>());
   }
   choose();  // by every warp, whether it attends or not
-  combine<kDim, kF16>(p, r, n, o, exchange);
+  combine<kDim, kF16, kSets>(p, r, n, o, exchange);
 }
 
 template <int kDim, bool kF16>
@@ -436,8 +451,8 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   }
   const int n = select_kept(p, r, row, all, bounds);
   // The copy of the table is there where something was selected.
-  attend_list<kDim, kF16, false>(p, r, exchange, n, row.need != 0 && entries != 0 ? own_table : nullptr,
-                                  [] { return AllKept(); }, [](int token) { return token; });
+  attend_list<kDim, kF16, false, 1>(p, r, exchange, row.list, n, row.need != 0 && entries != 0 ? own_table : nullptr,
+                                    [] { return AllKept(); }, [](int token) { return token; });
 #endif
 }
 

@@ -20,21 +20,26 @@ struct AllKept {
   __device__ __forceinline__ bool kept(int) const { return true; }
 };
 
+// Entries first, first + 1... of the warp's list, which has n of them. place: block and offset in it, of entry first + lane.
 // kTilesAhead: of V, 64 dims each, that are asked for soon after K: 1 or 2. choose(): which entries are kept, asked for once K is on
 // its way.
 template <int kDim, bool kF16, int kTilesAhead, class Choose>
-__device__ __forceinline__ void attend_tile(const StepParams& p, const int2* list, int first, int n,
+__device__ __forceinline__ void attend_tile(const StepParams& p, const int2& place, int first, int n,
                                             const char* queries, const char* k_base, const char* v_base,
                                             Partial<kDim>& o, const Choose& choose) {
   constexpr int kPieces = kDim / 32;  // 16-byte pieces of K a lane
   const int lane = threadIdx.x & 31;
   const int g = lane >> 2;
   const int c = lane & 3;
+  const auto place_of_entry = [&](int i) {
+    const int from = first + i < n ? i : 0;
+    return make_int2(__shfl_sync(kFullWarp, place.x, from), __shfl_sync(kFullWarp, place.y, from));
+  };
   uint4 k[2][kPieces];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const int i = first + h * 8 + g;
-    const int2 at = list[i < n ? i : first];
+    const int i = h * 8 + g;
+    const int2 at = place_of_entry(i);
     const char* row = k_base + at.x * p.a.k.block_stride + at.y * p.a.k.token_stride + c * 16;
 #pragma unroll
     for (int j = 0; j < kPieces; ++j) k[h][j] = load_stream<uint4>(row + j * 64);
@@ -44,9 +49,9 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* lis
   bool kept[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const int t = first + (i >> 1) * 8 + 2 * c + (i & 1);
-    kept[i] = t < n && choice.kept(t);
-    const int2 at = list[t < n ? t : first];
+    const int t = (i >> 1) * 8 + 2 * c + (i & 1);
+    kept[i] = first + t < n && choice.kept(first + t);
+    const int2 at = place_of_entry(t);
     rows[i] = v_base + at.x * p.a.v.block_stride + at.y * p.a.v.token_stride + g * 16;
   }
   const auto load_v = [&](int j, uint4(&v)[4]) {
@@ -119,17 +124,18 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2* lis
   }
 }
 
-// This warp's partial to shared memory: sums[warp][head][dim], of_warps[warp][8 maxima, 8 sums].
+// This warp's partial of `heads` heads from head0 on to shared memory: sums[warp][head][dim], of_warps[warp][8 maxima, 8 sums].
 template <int kDim>
-__device__ __forceinline__ void store_partial(Partial<kDim>& o, int heads, float* of_warps, float* sums) {
+__device__ __forceinline__ void store_partial(Partial<kDim>& o, int head0, int heads, float* of_warps, float* sums) {
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
   const int g = lane >> 2;
   const int c = lane & 3;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    if (2 * c + h >= heads) continue;
-    float* to = sums + (warp * heads + 2 * c + h) * kDim;
+    const int head = 2 * c + h - head0;
+    if (head < 0 || head >= heads) continue;
+    float* to = sums + (warp * heads + head) * kDim;
 #pragma unroll
     for (int j = 0; j < Partial<kDim>::kTiles; ++j) {
       const int d = (g + 8 * j) * 8;
@@ -142,9 +148,9 @@ __device__ __forceinline__ void store_partial(Partial<kDim>& o, int heads, float
       }
     }
   }
-  if (c == 0 && g < heads) {
-    of_warps[warp * 16 + g] = o.highest;
-    of_warps[warp * 16 + 8 + g] = o.sum;
+  if (c == 0 && g >= head0 && g < head0 + heads) {
+    of_warps[warp * 16 + g - head0] = o.highest;
+    of_warps[warp * 16 + 8 + g - head0] = o.sum;
   }
 }
 

@@ -90,9 +90,8 @@ void set_page_division(int32_t page_size, Params& params) {
 }
 
 paged::ScoreKernel score_kernel_of(const PagedShape& s) {
-  const bool four_sets = s.tokens_per_query_head != 0 && s.fcs_per_query_head == 0;
   const int heads = s.fcs_per_query_head != 0 ? 1 : s.group();  // that one row scores
-  const int sets = four_sets ? 4 : 1;
+  const int sets = s.sets_at_once();
   switch (s.index_type) {
     case PagedIndexType::kBF16:
       return paged::score_kernel_bf16(s.index_dims, heads, sets);
@@ -125,11 +124,11 @@ paged::StepKernel step_kernel_of(const PagedShape& s) {
   if (s.kv_type != PagedKvType::kBF16) return nullptr;
   switch (s.index_type) {
     case PagedIndexType::kI8:
-      return paged::step_kernel_int8(s.head_dim, s.index_dims, s.group());
+      return paged::step_kernel_int8(s.head_dim, s.index_dims, s.group(), s.sets_at_once());
     case PagedIndexType::kI4:
-      return paged::step_kernel_int4(s.head_dim, s.index_dims, s.group());
+      return paged::step_kernel_int4(s.head_dim, s.index_dims, s.group(), s.sets_at_once());
     case PagedIndexType::kF8E4M3:
-      return paged::step_kernel_fp8(s.head_dim, s.index_dims, s.group());
+      return paged::step_kernel_fp8(s.head_dim, s.index_dims, s.group(), s.sets_at_once());
     default:
       return nullptr;
   }
@@ -140,6 +139,9 @@ paged::StepKernel step_kernel_of(const PagedShape& s) {
 
 void decode_fused(const PagedArgs& args, const PagedPlan& plan, void* workspace, cudaStream_t stream) {
   const PagedShape& s = args.shape;
+  PagedPlan same = plan;
+  complete_plan(s, same);
+  if (plan.score_ctas < 1 || plan.cluster < 1 || same != plan) refuse_plan();
   const int64_t tokens = static_cast<int64_t>(s.num_seqs) * s.num_query_tokens;
   const int64_t sets = tokens * s.num_sets();
   paged::StepParams params;
@@ -148,7 +150,7 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, void* workspace,
   set_page_division(s.page_size, params);
   params.table_entries = paged::table_entries(s.max_length, s.page_size);
   params.layout = paged::attend_layout(s.budget, s.head_dim, plan.heads_per_row, plan.entries(), s.index_dims,
-                                       params.table_entries, plan.team());
+                                       params.table_entries, plan.team(), s.sets_at_once());
   constexpr float kLog2E = 1.44269504F;
   params.score_factor = args.softcap > 0 ? args.scale / args.softcap : args.scale * kLog2E;
   params.score_cap = args.softcap > 0 ? args.softcap * kLog2E : 0.0F;
@@ -159,7 +161,8 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, void* workspace,
   const int32_t rows_for_new = (params.rows_of_token + warps - 1) / warps;
   if (plan.path == PagedPath::kOneLaunch) {
     const paged::StepKernel step = step_kernel_of(s);
-    if (step == nullptr || !paged_one_launch_refusal(s).empty()) refuse_plan();
+    const bool fits = plan.cluster == plan.score_ctas && plan.cluster <= paged::team_ctas(s.sets_at_once());
+    if (step == nullptr || !fits || !paged_one_launch_refusal(s).empty()) refuse_plan();
     launch(step,
            {.grid = dim3(static_cast<unsigned>(plan.attend_rows * plan.cluster)),
             .threads = paged::kThreads,
@@ -208,7 +211,7 @@ namespace {
 int32_t clusters_of_16(int32_t ordinal) {
   int before = 0;
   if (cudaGetDevice(&before) != cudaSuccess || cudaSetDevice(ordinal) != cudaSuccess) return 0;
-  const auto kernel = reinterpret_cast<const void*>(paged::step_kernel_int8(128, 32, 4));
+  const auto kernel = reinterpret_cast<const void*>(paged::step_kernel_int8(128, 32, 4, 1));
   constexpr int kHalf = 110 * 1024;  // of an SM's shared memory
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;

@@ -188,10 +188,9 @@ ONE_LAUNCH_INDICES = [("int8", 16), ("int8", 32), ("fp8", 16), ("fp8", 32), ("in
 def test_fused_indices(index, dims, own_tokens):
     for group in (1, 4, 7, 16) if not REDUCED else (4,):
         check_case(Case(lengths=(1500, 70, 0), query_tokens=2, group=group, index=index, dims=dims, own_tokens=own_tokens), fused=True)
-        if not own_tokens:
-            case = Case(lengths=(1500, 70, 0, 6000), group=group, index=index, dims=dims, budget=100)
-            step, plan = check_case(case, fused=True)
-            assert (plan.path == paged.ONE_LAUNCH) == ((index, dims) in ONE_LAUNCH_INDICES and group <= 8)
+        case = Case(lengths=(1500, 70, 0, 6000), group=group, index=index, dims=dims, budget=100, own_tokens=own_tokens)
+        step, plan = check_case(case, fused=True)
+        assert (plan.path == paged.ONE_LAUNCH) == ((index, dims) in ONE_LAUNCH_INDICES and (own_tokens or group <= 8))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "split", "packed"])
@@ -221,7 +220,8 @@ def check_plan(case, one=0, **change):
     step = make(case)
     plan = paged.one_launch(step.shape, one) if one else paged.two_launches(step.shape)
     if plan is None:
-        assert case.own_tokens or case.query_tokens > 1 or (case.index, case.dims) not in ONE_LAUNCH_INDICES or case.group > 8
+        has_none = (case.index, case.dims) not in ONE_LAUNCH_INDICES or case.query_tokens > 1
+        assert has_none or (one > 8 if case.own_tokens else case.group > 8)
         return
     for name, value in change.items():
         setattr(plan, name, value)
@@ -248,12 +248,21 @@ def test_many_rounds(index, dims):
         check_plan(case, score_ctas=1)
         for cluster in (1, 4):
             check_plan(case, one=cluster)
-    check_plan(Case(lengths=(9000, 6001), kv_heads=1, index=index, dims=dims, own_tokens=True, budget=200), score_ctas=3)
+    own = Case(lengths=(9000, 6001), kv_heads=1, index=index, dims=dims, own_tokens=True, budget=200)
+    check_plan(own, score_ctas=3)
+    for cluster in (1, 4):
+        check_plan(own, one=cluster)
+
+
+def test_more_clusters_than_run_at_once():
+    lengths = tuple(400 + 37 * i for i in range(20))
+    _, plan = check_case(Case(lengths=lengths, kv_heads=8, own_tokens=True, budget=128), fused=True)
+    assert plan.path == paged.ONE_LAUNCH and plan.attend_rows * plan.cluster > 264
 
 
 def test_fallback_shapes_are_refused_by_the_fused_path():
     d = paged.device()
-    for case in (Case(kv=F8), Case(dims=6), Case(own_fcs=True, group=4), Case(budget=20000, lengths=(30000,))):
+    for case in (Case(kv=F8), Case(dims=6), Case(own_fcs=True, group=4), Case(budget=50000, lengths=(60000,))):
         assert paged.plan(case.shape(), d).path == 1
     assert paged.plan(Case().shape(), paged.Device(80, 108)).path == 1
 
@@ -266,7 +275,7 @@ def test_large_budgets(budget):
 
 
 def test_generic_path_of_a_very_large_budget():
-    check_case(Case(lengths=(30000,), budget=20000, kv_heads=1, group=2), fused=False)
+    check_case(Case(lengths=(60000,), budget=50000, kv_heads=1, group=2), fused=False)
 
 
 def test_full_attention_equals_sdpa():
@@ -296,9 +305,10 @@ def plant(step, seq, head, tokens, strength=1.0):
 @pytest.mark.parametrize("budget", [64, 256])
 def test_hot_tokens(where, budget):
     """Where the best tokens lie decides what each CTA publishes, never the result. In one CTA they overflow its quota."""
-    case = Case(lengths=(20000, 20000), budget=budget, kv_heads=2, sinks=0, recent=0)
-    shape = case.shape()
-    for plan in (paged.two_launches(shape), *(paged.one_launch(shape, n) for n in (16, 8, 4))):
+    shared, own = (Case(lengths=(20000, 20000), budget=budget, kv_heads=2, sinks=0, recent=0, own_tokens=own) for own in (False, True))
+    plans = [(c, plan) for c, clusters in ((shared, (16, 8, 4)), (own, (8, 4)))
+             for plan in (paged.two_launches(c.shape()), *(paged.one_launch(c.shape(), n) for n in clusters))]
+    for case, plan in plans:
         assert plan.score_ctas > 1
         step = make(case)
         tokens = {
@@ -356,8 +366,9 @@ def test_nan_and_inf_in_k(bad, index):
             assert bool(step.out[:, 0][keeps_bad].isnan().all())
 
 
-def test_v_of_tokens_not_kept_is_not_read():
-    case = Case(lengths=(1000,), budget=64)
+@pytest.mark.parametrize("own_tokens", [False, True])
+def test_v_of_tokens_not_kept_is_not_read(own_tokens):
+    case = Case(lengths=(1000,), budget=64, own_tokens=own_tokens)
     step = make(case)
     plans = [p for cluster in (1, 2, 4, 8, 16) for p in paged.plans(step.shape, cluster)]
     good = []
@@ -365,7 +376,7 @@ def test_v_of_tokens_not_kept_is_not_read():
         step.run(plan)
         good.append(step.out.clone())
     kept = torch.zeros(case.kv_heads, 1000, dtype=torch.bool, device="cuda")
-    kept.scatter_(1, step.kept[0, 0].long(), True)
+    kept.scatter_(1, step.kept[0, 0].long().view(case.kv_heads, -1), True)
     for head in range(case.kv_heads):
         tokens = (~kept[head]).nonzero()[:, 0]
         block = step.block_table[0].long()[tokens // 16]
@@ -395,7 +406,7 @@ def test_two_streams():
     cases = [Case(lengths=(30000,), seed=3, budget=256), Case(lengths=(30000,), seed=4, own_tokens=True), Case(lengths=(30000,), seed=5)]
     steps = [make(c) for c in cases]
     plans = [paged.plan(steps[0].shape), paged.plan(steps[1].shape), paged.two_launches(steps[2].shape)]
-    assert [p.path for p in plans] == [paged.ONE_LAUNCH, paged.FUSED, paged.FUSED]
+    assert [p.path for p in plans] == [paged.ONE_LAUNCH, paged.ONE_LAUNCH, paged.FUSED]
     alone = []
     for step, plan in zip(steps, plans):
         step.run(plan)

@@ -16,16 +16,21 @@ inline constexpr int64_t kPagedSharedMemory = 227 * 1024;
 
 namespace paged {
 
-// CTAs of a cluster that does a step in one launch, and keys of one bin that they rank, at most.
-inline constexpr int kTeamCtas = 16;
-inline constexpr int kTeamTies = 128;
+// CTAs of a cluster that does a step in one launch, for one set of tokens or for four at once, and keys of one bin and set that they
+// rank, at most.
+FASA_PAGED_BOTH constexpr int team_ctas(int sets) { return sets == 1 ? 16 : 8; }
+FASA_PAGED_BOTH constexpr int team_ties(int sets) { return sets == 1 ? 128 : 64; }
+// Bins of each set: 1 KB for a CTA of the cluster to send.
+FASA_PAGED_BOTH constexpr int team_bins(int sets) { return 512 / sets; }
 // Keys that a lane of it holds in registers.
-inline constexpr int kTeamHeld = 8;
+FASA_PAGED_BOTH constexpr int team_held(int sets) { return sets == 1 ? 8 : 16; }
 
 inline constexpr int kPruneBins = 512;
 inline constexpr int kPruneSharedBytes1 = 4 * (kPruneBins + 8 + 3 + 2 + 3);
 inline constexpr int kPruneSharedBytes4 = 4 * 4 * (kPruneBins + 8 + 3 + 2 + 3);
 inline constexpr int kSelectSharedBytes = 4 * (2 * kPruneBins + 32 + 8);
+
+FASA_PAGED_BOTH constexpr int team_shared_bytes(int sets) { return sets == 1 ? kSelectSharedBytes : 5696; }
 
 // Threads of a CTA of every kernel of the fused step: a constant, as loops over a runtime stride cost divisions.
 inline constexpr int kThreads = 256;
@@ -64,28 +69,29 @@ FASA_PAGED_BOTH constexpr int query_stride(int head_dim) { return 2 * head_dim +
 
 // Bytes of dynamic shared memory of attend_kernel, in its order.
 struct AttendLayout {
-  int select;   // SelectShared or ExactShared
-  int list;     // int2 [budget, + kTeamTies in one launch]: token, then block and offset in it
+  int select;   // SelectShared or ExactShared, or TeamShared
+  int list;     // int32 [sets][budget, or team_entries]: the tokens to attend to
   int keys;     // u32 of each of these, in one launch
   int inbox;    // float [cluster][heads * head_dim / cluster, whole chunks of 32]
-  int stats;    // float2 [8 or kTeamCtas][8 heads]: maximum, sum
+  int stats;    // float2 [8 or 16 CTAs][8 heads]: maximum, sum
   int warps;    // float [8 warps][8 maxima, 8 sums]
   int barrier;  // 8 bytes; three more where the step is one launch
   int queries;  // 8 rows of query_stride(head_dim) bytes
   int table;    // int32 [table_entries]
-  int slots;    // uint2 [lists * slots], or what a team exchanges; later float [warps][heads][head_dim]
+  int slots;    // uint2 [lists * slots], or what a team exchanges; later float [warps][heads of a warp][head_dim]
   int total;
 };
-// team: CTAs of a cluster that does the step in one launch, or 0; slots: of all lists, where it is 0.
+// team: CTAs of a cluster that does the step in one launch, or 0, and sets of tokens that it chooses; slots: of all lists, where team is 0.
+FASA_PAGED_BOTH constexpr int team_entries(int budget, int sets) { return budget + team_ties(sets); }
 FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, int heads, int slots, int index_dims,
-                                                     int table_entries, int team) {
+                                                     int table_entries, int team, int sets = 1) {
   AttendLayout l{};
   l.select = 0;
-  l.list = kSelectSharedBytes;
-  const int entries = budget + (team != 0 ? kTeamTies : 0);
-  l.keys = l.list + 8 * entries;
+  l.list = team != 0 ? team_shared_bytes(sets) : kSelectSharedBytes;
+  const int entries = team != 0 ? sets * team_entries(budget, sets) : budget;
+  l.keys = l.list + 4 * entries;
   l.inbox = (l.keys + (team != 0 ? 4 * entries : 0) + 15) / 16 * 16;
-  const int ctas = team > 8 ? kTeamCtas : 8;
+  const int ctas = team > 8 ? 16 : 8;
   l.stats = l.inbox + 4 * heads * head_dim + ctas * 128;
   l.warps = l.stats + ctas * 8 * 8;
   l.barrier = l.warps + 8 * 16 * 4;
@@ -93,8 +99,8 @@ FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, i
   l.table = l.queries + 8 * query_stride(head_dim);
   l.slots = (l.table + 4 * table_entries + 15) / 16 * 16;
   // Histograms of all CTAs in 16 bits, and 16 bits for each key held.
-  int rest = team != 0 ? 2 * kPruneBins * team + 2 * kTeamHeld * kThreads : 8 * slots;
-  const int sums = kThreads / 32 * heads * head_dim * 4;
+  int rest = team != 0 ? 1024 * team + 2 * team_held(sets) * kThreads : 8 * slots;
+  const int sums = kThreads / 32 * (sets == 1 ? heads : 1) * head_dim * 4;
   const int query = 16 * index_dims * 4 + 16;
   rest = rest > sums ? rest : sums;
   rest = rest > query ? rest : query;

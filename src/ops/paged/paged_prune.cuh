@@ -10,11 +10,9 @@
 #pragma once
 
 #include "src/ops/paged/paged_device.cuh"
-#include "src/ops/paged/paged_layout.h"
+#include "src/ops/paged/paged_sets.cuh"
 
 namespace fasa::ops::paged {
-
-inline constexpr u32 kFullWarp = 0xFFFFFFFFU;
 
 // The k-th unit of tokens of CTA `rank` of `ctas` (below 2^16): neighbouring units lie in different CTAs, and so do units at
 // any regular distance.
@@ -26,19 +24,6 @@ __device__ __forceinline__ int spread_unit(int k, int rank, int ctas) {
 
 // Where bin b is counted: find_bin's lanes then read 16-byte words of all banks.
 __device__ __forceinline__ u32 bin_place(u32 b) { return b ^ (b >> 3 & 12U); }
-
-// The sum of x over this lane and those below it, in segments of kLanes.
-template <int kLanes = 32>
-__device__ __forceinline__ u32 sum_below(u32 x) {
-#pragma unroll
-  for (int o = 1; o < kLanes; o <<= 1) {
-    asm volatile(
-        "{.reg .pred p; .reg .u32 y; shfl.sync.up.b32 y|p, %0, %1, %2, 0xFFFFFFFF; @p add.u32 %0, %0, y;}"
-        : "+r"(x)
-        : "r"(o), "n"((32 - kLanes) << 8));
-  }
-  return x;
-}
 
 struct BinFound {
   int bin;      // -1: the counts never reach the target
@@ -76,17 +61,6 @@ __device__ __forceinline__ int bin_shift(u32 range, int bits) {
   return used > bits ? used - bits : 0;
 }
 
-// kSets (1 or 4) selections at once: of 16 neighbouring threads each 4 work for a set.
-template <int kSets>
-__device__ __forceinline__ int set_of_thread() {
-  return static_cast<int>(threadIdx.x) >> 2 & (kSets - 1);
-}
-// Which of its set's threads this one is.
-template <int kSets>
-__device__ __forceinline__ int member_of_set() {
-  const int tid = threadIdx.x;
-  return kSets == 1 ? tid : (tid >> 4) * 4 + (tid & 3);
-}
 template <int kSets>
 struct PruneShared {
   u32 hist[kSets * kPruneBins];
@@ -123,25 +97,6 @@ struct PruneShared {
 static_assert(sizeof(PruneShared<1>) <= kPruneSharedBytes1);
 static_assert(sizeof(PruneShared<4>) <= kPruneSharedBytes4);
 
-template <int kSets>
-__device__ __forceinline__ u32 sets_max(u32 v) {
-  if constexpr (kSets == 1) {
-    return __reduce_max_sync(kFullWarp, v);
-  } else {
-#pragma unroll
-    for (int o = 1; o < 32; o <<= 1) {
-      if ((o & 12) == 0) v = max(v, __shfl_xor_sync(kFullWarp, v, o));
-    }
-    return v;
-  }
-}
-
-// The lanes of a warp that work for this thread's set.
-template <int kSets>
-__device__ __forceinline__ u32 lanes_of_set() {
-  return kSets == 1 ? kFullWarp : 0x000F000FU << 4 * set_of_thread<kSets>();
-}
-
 // Of eight counts, one a warp and 16-byte aligned: the sum of those of the warps before this one, and of all.
 __device__ __forceinline__ void sum_warps(const u32* counts, u32& before, u32& total) {
   static_assert(kThreads / 32 == 8);
@@ -170,18 +125,8 @@ __device__ __forceinline__ void place_warps(PruneShared<kSets>& s, int set, u32 
 // Places of `mine` items a thread, counted in thread order within a set.
 template <int kSets>
 __device__ __forceinline__ void place_items(PruneShared<kSets>& s, int set, u32 mine, u32& place, u32& total) {
-  u32 x = mine;
-  const int member = member_of_set<kSets>() & (32 / kSets - 1);
-  const int lane = threadIdx.x & 31;
-#pragma unroll
-  for (int o = 1; o < 32 / kSets; o <<= 1) {
-    // The thread `o` members before.
-    const int from = kSets == 1 ? lane - o : (lane & 12) | ((member - o) & 4) << 2 | ((member - o) & 3);
-    const u32 y = __shfl_sync(kFullWarp, x, from);
-    if (member >= o) x += y;
-  }
-  // The set's last lane has the sum.
-  place_warps<kSets>(s, set, __shfl_sync(kFullWarp, x, kSets == 1 ? 31 : (lane & 12) | 19), place, total);
+  const u32 x = sum_in_set<kSets>(mine);
+  place_warps<kSets>(s, set, last_of_set<kSets>(x), place, total);
   place += x - mine;
 }
 
@@ -189,6 +134,7 @@ __device__ __forceinline__ void place_items(PruneShared<kSets>& s, int set, u32 
 // (i / kVector * kThreads + t) * kVector + i % kVector.
 template <int kVector>
 struct KeyStore {
+  static constexpr int kWidth = kVector;
   u32* keys;
   int n = 0;
   u32 best = 0;

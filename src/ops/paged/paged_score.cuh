@@ -39,7 +39,7 @@ struct RowTokens {
     const int x = R::token_of(i, lane);
     return spread_unit(turn_of(round, x >> 4, warp), rank, ctas) * 16 + (x & 15);
   }
-  // With a new token its keys are those of one more round.
+  // A new token's keys are after those of the rounds.
   __device__ __forceinline__ int operator()(int i, int lane, int warp) const {
     if (kNewToken && i >= rounds_of(warp) * R::kKeys) return first_new;
     return token_at(i / R::kKeys, i % R::kKeys, lane, warp);
@@ -58,7 +58,7 @@ struct Alone {
 // more than are kept anyway. memory: score_query_bytes, then the keys.
 // beside: what the CTA does meanwhile. prepare(): rows of the index are on their way; score(): the queries are in shared memory;
 // sample(): the best of a lane's keys of its first sample_rounds rounds. With kNewToken a warp whose has_new
-// is true has the keys beside.key of one more round, all of the new token. Returns the row's span, seen from its length.
+// is true has key beside.key of the new token after those of its rounds (0: none). Returns the row's span, seen from its length.
 template <class Codec, int kDims, int kHeads, int kSets, class Beside, class Finish>
 __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow& r, int rank, int ctas, char* memory, Beside& beside,
                                              const Finish& finish) {
@@ -252,8 +252,8 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   }
   if constexpr (Beside::kNewToken) {
     if (beside.has_new) {
-#pragma unroll
-      for (int i = 0; i < kKeys; i += kVector) store.put(beside.key + i);
+      const u32 keys[kVector] = {beside.key};
+      store.put(keys);
     }
   }
   finish(store, has_head, tokens);

@@ -26,11 +26,11 @@ def test_ties(index, own_tokens):
 
 
 @pytest.mark.parametrize("size", [20.0, -20.0])
-@pytest.mark.parametrize("cluster", [1, 4, 8, 16])
+@pytest.mark.parametrize("cluster,own_tokens", [(1, False), (4, False), (8, False), (16, False), (1, True), (4, True), (8, True)])
 @pytest.mark.parametrize("index,dims", ONE_LAUNCH_INDICES)
-def test_clustered_scores(index, dims, cluster, size):
+def test_clustered_scores(index, dims, cluster, own_tokens, size):
     """All scores far from 0 and close to each other: not where one launch guesses the threshold, and many in one bin."""
-    case = Case(lengths=(8000, 3000), index=index, dims=dims, budget=200, append=False)
+    case = Case(lengths=(8000, 3000), index=index, dims=dims, budget=200, append=False, own_tokens=own_tokens)
     step = make(case)
     step.k.copy_((size + 0.5 * torch.randn(step.k.shape, device="cuda")).to(step.k.dtype))
     step.q.abs_()
@@ -41,12 +41,15 @@ def test_clustered_scores(index, dims, cluster, size):
     check_out(step)
 
 
-def test_new_token_is_kept_where_it_is_best():
-    case = Case(lengths=(3000, 700), sinks=0, recent=0)
+@pytest.mark.parametrize("own_tokens", [False, True])
+def test_new_token_is_kept_where_it_is_best(own_tokens):
+    case = Case(lengths=(3000, 700), sinks=0, recent=0, own_tokens=own_tokens)
     for plan in (p for cluster in (1, 2, 4, 8, 16) for p in paged.plans(case.shape(), cluster)):
-        step = make(case)
-        step.k_new.copy_(step.q[:, :, ::case.group])
-        step.run(plan)
-        check_kept(step, case.lengths)
-        check_out(step)
-        assert bool((step.kept == step.lengths[:, None, None, None] - 1).any(-1).all())
+        for head in range(case.group if own_tokens else 1):
+            step = make(case)
+            step.k_new.copy_(step.q[:, :, head::case.group])
+            step.run(plan)
+            check_kept(step, case.lengths)
+            check_out(step)
+            best = step.kept[:, :, head::case.group] if own_tokens else step.kept
+            assert bool((best == step.lengths[:, None, None, None] - 1).any(-1).all())

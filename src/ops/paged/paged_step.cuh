@@ -2,33 +2,52 @@
 // (paged_team.cuh), and attend each to those of its own that are kept (paged_attend.cuh). It saves lists in L2, what lies between two
 // launches, and a fallback. For rows short enough that the CTAs of one cluster score them as fast as the chip could (paged.cc).
 //
-// Mapping: a cluster a row, a row being (sequence, KV head); one query token, so that no other row reads what this one appends.
+// Mapping: a cluster a row, a row being (sequence, KV head), or (sequence, KV head, quad of heads) where heads choose for themselves:
+//   four sets at once, whose keys come from the same products; then two warps of a CTA attend for each head. One query token.
 // Ordering: every CTA appends K and V of the new token, the same bytes to the same place, as a CTA sees its own stores without a
 //   fence; rank 0 its index row, which nothing of this launch reads.
 #pragma once
 
 #include "src/ops/paged/paged_attend_kernel.cuh"
 #include "src/ops/paged/paged_score.cuh"
-#include "src/ops/paged/paged_team.cuh"
+#include "src/ops/paged/paged_team_select.cuh"
 
 namespace fasa::ops::paged {
 
 // An entry of the list is a token that is kept anyway, marked so, or the id of a key: lane, number, warp from the lowest bit on.
 inline constexpr int kForced = INT32_MIN;
 
+// Row number `row` of the launch.
+template <int kSets>
+__device__ __forceinline__ AttendRow step_row(const StepParams& p, int row) {
+  if constexpr (kSets == 1) {
+    return attend_row(p.a.shape, row);
+  } else {
+    const int seq = row / p.rows_of_token;
+    const ScoreRow r = score_row<kSets>(p.a.shape, row - seq * p.rows_of_token, seq);
+    return {seq, 0, r.kv_head, r.head0, r.heads, static_cast<int64_t>(seq) * p.a.shape.num_q_heads + r.head0, true};
+  }
+}
+// What of a row is about its i-th head, where heads choose for themselves; else the row.
+template <int kSets>
+__device__ __forceinline__ AttendRow head_row(const AttendRow& r, int i) {
+  return kSets == 1 ? r : AttendRow{r.seq, r.query, r.kv_head, r.head0 + i, 1, r.set + i, true};
+}
+
 // What a CTA does while it scores.
-template <class Codec, int kDims, int kHeads, int kDim>
+template <class Codec, int kDims, int kHeads, int kDim, int kSets>
 struct Together {
-  using S = Scorer<Codec, kDims, kHeads, 1>;
+  using S = Scorer<Codec, kDims, kHeads, kSets>;
   using R = typename S::R;
   static constexpr bool kNewToken = true;
+  static constexpr bool kGuesses = kSets == 1 && Codec::kPartBytes == 1;
   static constexpr int kMine = (kDims + 31) / 32;        // dims of a lane
   static constexpr int kKv = (2 * kDim / 8 + 31) / 32;   // 16-byte pieces of K and V of a lane
 
   const StepParams& p;
   const AttendRow& r;
   const Exchange<kDim>& x;
-  const TeamLink& link;
+  const TeamLink<kSets>& link;
   int* own_table;
   int lanes;          // of a group of samples
   int sample_rounds;  // that these are of
@@ -42,12 +61,12 @@ struct Together {
   int length;
   Place place;  // of the new token
   int block;
-  u32 key[R::kKeys];
-  bool guesses;  // the bins are guessed from the query, as what samples say would come late
+  u32 key = 0;   // of the new token, of one lane a set
+  bool guesses = false;  // the bins are guessed from the query, as what samples say would come late
   uint2 bins;
 
   __device__ __forceinline__ Together(const StepParams& params, const AttendRow& row, const Exchange<kDim>& exchange,
-                                      const TeamLink& team)
+                                      const TeamLink<kSets>& team)
       : p(params), r(row), x(exchange), link(team), own_table(reinterpret_cast<int*>(exchange.memory + exchange.layout.table)) {
     const int warp = threadIdx.x >> 5;
     appends = p.a.k_new.data != nullptr;
@@ -100,18 +119,25 @@ struct Together {
     const int forced = p.a.shape.sinks + p.a.shape.recent;
     const u32 tokens = static_cast<u32>(max(0, span.hi - span.lo)) << (x.size < 8 ? 0 : 1);
     const int group = static_cast<int>(tokens / static_cast<u32>(max(1, p.a.shape.budget - forced)));
-    lanes = x.size >= 4 ? 32 : 32 * x.size / 4;
+    lanes = kSetLanes<kSets> * min(x.size, 4) / 4;
     while (lanes > 1 && lanes * R::kKeys > group) lanes >>= 1;
     sample_rounds = max(1, group / (lanes * R::kKeys));
-    guesses = Codec::kPartBytes == 1 && span.hi <= x.size * kThreads * (kTeamHeld / 2) && p.a.shape.budget <= 512;
-    KeptRow<kDim>(p, r, x, length).put_forced(p.a.shape, kForced);
+    if constexpr (kGuesses) guesses = span.hi <= x.size * kThreads * (team_held(1) / 2) && p.a.shape.budget <= 512;
+    const KeptRow<kDim> kept(p, r, x, length);
+    if constexpr (kSets == 1) {
+      kept.put_forced(p.a.shape, kForced);
+    } else {
+      kept.put_forced(p.a.shape, kForced, r.heads, team_entries(p.a.shape.budget, kSets));
+    }
   }
   __device__ __forceinline__ void sample(u32 best) const {
     if (!guesses) link.sample(best, lanes);
   }
   __device__ __forceinline__ void score(const Span& span, const char* queries) {
     const int lane = threadIdx.x & 31;
-    if (guesses) bins = guess_bins(queries);
+    if constexpr (kGuesses) {
+      if (guesses) bins = guess_bins(queries);
+    }
     if ((has_new || has_kv) && length > 0) {
       if (has_kv) {
         char* k = static_cast<char*>(p.a.k.data) + cache_offset(p.a.k, block, r.kv_head, place.offset);
@@ -146,14 +172,11 @@ struct Together {
         typename Codec::Score all[S::kFrags][2 * R::kLoads];
         S scorer(queries);
         scorer.multiply(codes, all);
-        S::reduce(all, key);
-        const bool counts = lane == 0 && length - 1 >= span.lo && length - 1 < span.hi;
-#pragma unroll
-        for (int i = 0; i < R::kKeys; ++i) key[i] = counts && i == 0 ? key[i] : 0U;
+        u32 keys[R::kKeys];
+        S::reduce(all, keys);
+        const bool counts = set_lane<kSets>() == 0 && set_of_thread<kSets>() < r.heads && length - 1 >= span.lo && length - 1 < span.hi;
+        if (counts) key = keys[0];
       }
-    } else {
-#pragma unroll
-      for (int i = 0; i < R::kKeys; ++i) key[i] = 0;
     }
   }
 
@@ -200,13 +223,13 @@ __device__ __forceinline__ void report_team(const KeptRow<kDim>& row, const Team
   u32 before = static_cast<u32>(row.forced);
   for (int i = 0; i < row.x.rank; ++i) before += *T::peer(counts, i);
   for (int i = forced + static_cast<int>(threadIdx.x); i < n; i += kThreads) {
-    if (choice.kept(i)) row.report[before + place++] = token_of(row.list[i].x);
+    if (choice.kept(i)) row.report[before + place++] = token_of(row.list[i]);
   }
   row.report_none(all, budget);
   T::sync();
 }
 
-template <class Codec, int kDims, int kHeads, int kDim>
+template <class Codec, int kDims, int kHeads, int kDim, int kSets>
 __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) step_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(16) char memory[];
@@ -217,10 +240,10 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) step_kernel(con
   int rank = T::rank();
   asm volatile("" : "+r"(rank));  // a register: to read it again takes long
   const int log_size = __ffs(size) - 1;
-  const AttendRow r = attend_row(shape, static_cast<int>(blockIdx.x) >> log_size);
+  const AttendRow r = step_row<kSets>(p, static_cast<int>(blockIdx.x) >> log_size);
   const Exchange<kDim> exchange{memory, p.layout, r.heads * kDim / 32, size, rank, log_size};
-  auto& team = *reinterpret_cast<TeamShared*>(memory + exchange.layout.select);
-  const TeamLink link{team, memory + exchange.layout.slots, exchange.barrier() + 8, size, rank};
+  auto& team = *reinterpret_cast<TeamShared<kSets>*>(memory + exchange.layout.select);
+  const TeamLink<kSets> link{team, memory + exchange.layout.slots, exchange.barrier() + 8, size, rank};
   if (tid == 0) {
     exchange.expect();
     link.expect();
@@ -228,57 +251,78 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) step_kernel(con
   __syncwarp();
   T::arrive();
   team.clear();
-  Together<Codec, kDims, kHeads, kDim> beside(p, r, exchange, link);
+  Together<Codec, kDims, kHeads, kDim, kSets> beside(p, r, exchange, link);
   const ScoreRow row{r.seq, 0, r.kv_head, r.kv_head, r.head0, r.heads, r.kv_head, true, true};
   T::wait();
+  auto* lists = reinterpret_cast<int*>(memory + exchange.layout.list);
   auto* list_keys = reinterpret_cast<u32*>(memory + exchange.layout.keys);
-  auto* ids = reinterpret_cast<unsigned short*>(link.inbox + 2 * kPruneBins * size);
-  int n = 0;
-  TeamRange range{0, 0, 0, 0, 0, 0};
-  RowTokens<Round<kDims / Codec::kPieceDims * 16, 1>, true> tokens;
-  const Span span = score_tokens<Codec, kDims, kHeads, 1>(
+  auto* ids = reinterpret_cast<unsigned short*>(link.inbox + 2 * link.kAllBins * size);
+  const int stride = kSets == 1 ? 0 : team_entries(shape.budget, kSets);  // of the lists of the sets
+  TeamRange range{0, 0, 0, 0, 0, 0};  // of this thread's set, and its list
+  RowTokens<Round<kDims / Codec::kPieceDims * 16, kSets>, true> tokens;
+  const Span span = score_tokens<Codec, kDims, kHeads, kSets>(
       p, row, rank, size, memory + exchange.layout.total, beside, [&](const auto& store, bool, const auto& tokens_of_row) {
         tokens = tokens_of_row;
         const KeptRow<kDim> kept(p, r, exchange, beside.length);
         copy_async_wait();
-        TeamKeys keys(store, ids);
+        TeamKeys<store.kWidth, kSets> keys(store, ids);
         range = find_team_range(link, keys, beside.guesses ? beside.bins : link.range(), kept.need);
         const int forced = kept.forced_here();
-        n = forced + list_team_keys(link, keys, range, [&](int place, int id, u32 key) {
-          kept.list[forced + place].x = id | static_cast<int>(threadIdx.x >> 5) << 13;
-          list_keys[forced + place] = key;
+        const int first = set_of_thread<kSets>() * stride + forced;
+        range.listed = forced + list_team_keys(link, keys, range, [&](int place, int id, u32 key) {
+          lists[first + place] = id | static_cast<int>(threadIdx.x >> 5) << 13;
+          list_keys[first + place] = key;
         });
       });
   if (!span.scores) copy_async_wait();
-  const KeptRow<kDim> kept(p, r, exchange, beside.length);
-  if (kept.seen <= 0) {
-    write_nothing<kDim>(p, r);
+  const int forced = KeptRow<kDim>(p, r, exchange, beside.length).forced_here();
+  if (beside.length <= 0) {
+    write_nothing<kDim>(p, r, kSets == 1 ? 1 : r.heads);
     return;
   }
-  const int forced = kept.forced_here();
-  if (!span.scores) n = forced;
-  for (int i = tid; i < forced; i += kThreads) list_keys[i] = 0xFFFFFFFFU;
+  if (!span.scores) range.listed = forced;
+#pragma unroll 1
+  for (int i = tid; i < forced; i += kThreads) {
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) list_keys[set * stride + i] = 0xFFFFFFFFU;
+  }
+  if (kSets != 1 && tid < 32 && set_lane<kSets>() == 0) team.chosen[set_of_thread<kSets>()] = range;
   __syncthreads();
-  send_ties(link, range, list_keys + forced, n - forced, n <= 64 ? 4 : 0);
+  // From here on a warp is about one set.
+  const auto range_of = [&](int i) { return kSets == 1 ? range : team.chosen[i]; };
+  const int set = kSets == 1 ? 0 : static_cast<int>(threadIdx.x >> 5) / (kThreads / 32 / kSets);
+  const int n = set < r.heads ? range_of(set).listed : 0;
+  send_ties(link, set, range_of(set), list_keys + set * stride + forced, n - forced, kSets == 1 && n <= 64 ? 4 : 0);
+  const auto choose_of = [&](int i) { return choose(link, i, range_of(i), list_keys + i * stride); };
   const auto token_of = [&](int x) { return x < 0 ? x & INT32_MAX : tokens(x >> 5 & 255, x & 31, x >> 13); };
   TeamChoice chosen{list_keys, 0, -1};
   const auto choice = [&] {
-    if (chosen.cut < 0) chosen = choose(link, range, list_keys, n);
+    if (chosen.cut < 0) chosen = choose_of(set);
     return chosen;
   };
-  if (kept.report != nullptr) {
-    report_team(kept, choice(), n, forced, kept.forced + static_cast<int>(range.kept), team.warps, shape.budget, token_of);
+  if (p.a.kept != nullptr) {
+    for (int i = 0; i < (kSets == 1 ? 1 : r.heads); ++i) {
+      const KeptRow<kDim> kept(p, head_row<kSets>(r, i), exchange, beside.length, i * stride);
+      const TeamRange of = range_of(i);
+      report_team(kept, kSets == 1 ? choice() : choose_of(i), of.listed, forced, kept.forced + static_cast<int>(of.kept), team.warps,
+                  shape.budget, token_of);
+    }
   }
-  attend_list<kDim, false, true>(p, r, exchange, n, p.table_entries != 0 ? beside.own_table : nullptr, choice, token_of);
+  attend_list<kDim, false, true, kSets>(p, r, exchange, lists + set * stride, n, p.table_entries != 0 ? beside.own_table : nullptr, choice,
+                                        token_of);
 #endif
 }
 
-// Null where there is none (paged.cc, paged_one_launch_refusal). bf16 K and V; heads: of a KV head.
+// Null where there is none (paged.cc, paged_one_launch_refusal). bf16 K and V; heads: of a KV head; sets: 4 where these choose for
+// themselves.
 template <PagedIndexType kType, int kDims>
-StepKernel pick_step_kernel(int head_dim, int heads) {
-  if (head_dim == 128 && heads <= 4) return step_kernel<Codec<kType>, kDims, 4, 128>;
-  if (head_dim == 128 && heads <= 8) return step_kernel<Codec<kType>, kDims, 8, 128>;
-  if (head_dim == 64 && heads <= 4) return step_kernel<Codec<kType>, kDims, 4, 64>;
+StepKernel pick_step_kernel(int head_dim, int heads, int sets) {
+  using C = Codec<kType>;
+  if (head_dim == 128 && sets == 4) return step_kernel<C, kDims, 4, 128, 4>;
+  if (head_dim == 64 && sets == 4) return step_kernel<C, kDims, 4, 64, 4>;
+  if (head_dim == 128 && heads <= 4) return step_kernel<C, kDims, 4, 128, 1>;
+  if (head_dim == 128 && heads <= 8) return step_kernel<C, kDims, 8, 128, 1>;
+  if (head_dim == 64 && heads <= 4) return step_kernel<C, kDims, 4, 64, 1>;
   return nullptr;
 }
 

@@ -88,21 +88,19 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
           EXPECT_GE(p.score_ctas, 1);
           EXPECT_LT(p.score_ctas, 65536) << "spread_unit";
           EXPECT_EQ(p.cluster & (p.cluster - 1), 0);
-          EXPECT_FALSE(p.path == PagedPath::kOneLaunch && own_tokens);
           if (p.path == PagedPath::kOneLaunch) {
             EXPECT_EQ(p.score_ctas, p.cluster);
             EXPECT_EQ(p.workspace_bytes, 0);
             EXPECT_LE(p.score_smem + p.attend_smem, kPagedSharedMemory);
-            EXPECT_LE(p.score_iterations * paged::score_round_keys(32, 1), 256) << "8 bits of a key's id";
-            EXPECT_GE(
-                int64_t{p.score_iterations - 1} * (paged::kThreads / 32) * paged::score_round_tokens(32) * p.score_ctas,
-                length)
-                << "a round is the new token's";
-            EXPECT_LE(int64_t{batch} * s.num_kv_heads, p.cluster == 1 ? 65535 : 264 / p.cluster) << "one wave";
+            EXPECT_LT(p.score_iterations * paged::score_round_keys(32, own_tokens ? 4 : 1), 256)
+                << "8 bits of a key's id";
+            EXPECT_LE(p.cluster, own_tokens ? 8 : 16);
+            const bool one_wave = p.cluster > (own_tokens ? 2 : 1);
+            EXPECT_LE(int64_t{batch} * s.num_kv_heads, one_wave ? 264 / p.cluster : 65535);
           } else {
             EXPECT_GE(p.workspace_bytes, int64_t{batch} * s.num_sets() * p.lists() * (8 * p.slots + 16));
           }
-          EXPECT_LE(p.cluster, p.path == PagedPath::kOneLaunch ? 16 : 8);
+          EXPECT_TRUE(p.path == PagedPath::kOneLaunch || p.cluster <= 8);
           const auto row = static_cast<int>(s.index_row_bytes());
           EXPECT_GE(
               int64_t{p.score_iterations} * (paged::kThreads / 32) * paged::score_round_tokens(row) * p.score_ctas,
@@ -113,8 +111,8 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
           EXPECT_LT(p.entries(), 65536) << "counts are 16 bits";
           const paged::AttendLayout layout =
               paged::attend_layout(budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,
-                                   paged::table_entries(length, s.page_size), p.team());
-          EXPECT_GE(p.attend_smem, layout.slots + (p.team() == 0 ? 8 * p.entries() : 2 * paged::kPruneBins * p.team()));
+                                   paged::table_entries(length, s.page_size), p.team(), s.sets_at_once());
+          EXPECT_GE(p.attend_smem, layout.slots + (p.team() == 0 ? 8 * p.entries() : 1024 * p.team()));
           // Beside each other: the queries and a thread's keys of every round.
           const int64_t queries = paged::score_query_bytes(s.group(), s.index_dims, 1);
           const int64_t keys = paged::score_round_keys(row, own_tokens ? 4 : 1);
@@ -160,7 +158,12 @@ TEST(PagedPlan, TakesOneLaunchWhereRowsAreShortEnough) {
   EXPECT_EQ(path(2, 131072, 256, same), PagedPath::kFused) << "one cluster would score for too long";
   EXPECT_EQ(path(16, 32768, 2048, same), PagedPath::kFused) << "more candidates than registers hold";
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.num_query_tokens = 2; }), PagedPath::kFused);
-  EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.tokens_per_query_head = 1; }), PagedPath::kFused);
+  const auto own_tokens = [](auto& s) { s.tokens_per_query_head = 1; };
+  EXPECT_EQ(path(1, 8192, 256, own_tokens), PagedPath::kOneLaunch);
+  EXPECT_EQ(path(64, 8192, 512, own_tokens), PagedPath::kOneLaunch);
+  EXPECT_EQ(path(16, 16384, 256, own_tokens), PagedPath::kFused) << "the keys of four sets fill an SM's memory";
+  EXPECT_EQ(path(1, 8192, 1024, own_tokens), PagedPath::kFused) << "more candidates than registers hold";
+  EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.fcs_per_query_head = s.tokens_per_query_head = 1; }), PagedPath::kFused);
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.kv_type = PagedKvType::kF16; }), PagedPath::kFused);
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.head_dim = 256; }), PagedPath::kFused);
 }

@@ -1,0 +1,363 @@
+// The choice of a team (paged_team.cuh): the keys that may be kept, the range of the threshold, the list of a CTA, the ties.
+#pragma once
+
+#include "src/ops/paged/paged_team.cuh"
+
+namespace fasa::ops::paged {
+
+// The keys of a warp that may be kept: at first all of a lane's, or the few that are good enough, those of a set by the set's lanes.
+template <int kVector, int kSets>
+struct TeamKeys {
+  static constexpr int kHeld = team_held(kSets);
+  static constexpr int kDirect = 8;  // of a lane, that are not looked through first
+  static constexpr int kLanes = kSetLanes<kSets>;
+  const KeyStore<kVector>& store;
+  unsigned short* ids;  // shared, [kHeld * kLanes] of this warp and set: number * 32 + lane of each key held
+  u32 held[kHeld];
+  int rounds;    // of those held
+  bool direct;   // held[i] is this lane's key i
+  bool fits;     // else all keys are looked at every time
+
+  __device__ __forceinline__ TeamKeys(const KeyStore<kVector>& keys, unsigned short* memory)
+      : store(keys), ids(memory + (static_cast<int>(threadIdx.x >> 5) * kSets + set_of_thread<kSets>()) * kHeld * kLanes) {}
+
+  // Those from `least` (of the lane's set) on. Several calls, by whole warps.
+  __device__ __forceinline__ void hold(u32 least) {
+    direct = store.n <= kDirect;
+    fits = true;
+    if (direct) {
+      rounds = store.n;
+#pragma unroll
+      for (int i = 0; i < kDirect; i += kVector) {
+        u32 k[kVector] = {};
+        if (i < store.n) store.get(i, k);
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) held[i + j] = k[j];
+      }
+      return;
+    }
+    const u32 lane = threadIdx.x & 31;
+    u32 count = 0;
+#pragma unroll 1
+    for (int from = 0; from < store.n; from += 32) {
+      u32 hits = 0;
+#pragma unroll
+      for (int i = 0; i < 32; i += kVector) {
+        if (from + i >= store.n) break;
+        u32 k[kVector];
+        store.get(from + i, k);
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) hits |= k[j] >= least ? 1U << (i + j) : 0U;
+      }
+      const u32 mine = static_cast<u32>(__popc(hits));
+      const u32 through = sum_in_set<kSets>(mine);
+      u32 at = count + through - mine;
+#pragma unroll 1
+      for (; hits != 0; hits &= hits - 1U, ++at) {
+        const int i = from + __ffs(static_cast<int>(hits)) - 1;
+        if (at < kHeld * kLanes) ids[at] = static_cast<unsigned short>(i * 32 + static_cast<int>(lane));
+      }
+      count += last_of_set<kSets>(through);
+    }
+    const u32 most = kSets == 1 ? count : __reduce_max_sync(kFullWarp, count);
+    fits = most <= kHeld * kLanes;
+    rounds = static_cast<int>(most + kLanes - 1) / kLanes;
+    __syncwarp();
+    const u32 member = set_lane<kSets>();
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j) {
+      held[j] = 0;
+      if (j < rounds && j * kLanes + member < count) held[j] = *at(ids[j * kLanes + member]);
+    }
+  }
+  __device__ __forceinline__ const u32* at(int id) const {
+    const int i = id >> 5;
+    return store.keys + (i / kVector * kThreads + static_cast<int>(threadIdx.x & ~31U) + (id & 31)) * kVector + i % kVector;
+  }
+  // f(key, j) by whole warps; id_of(j) is the key's number * 32 + lane.
+  template <class F>
+  __device__ __forceinline__ void for_each(const F& f) const {
+    if (fits) {
+      // Four at a time, as a branch costs more than a key that is none.
+#pragma unroll
+      for (int j = 0; j < kHeld; j += 4) {
+        if (j >= rounds) break;
+#pragma unroll
+        for (int i = j; i < j + 4; ++i) f(held[i], i);
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < store.n; i += kVector) {
+        u32 k[kVector];
+        store.get(i, k);
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) f(k[j], i + j);
+      }
+    }
+  }
+  __device__ __forceinline__ int id_of(int j) const {
+    const int lane = static_cast<int>(threadIdx.x & 31);
+    return direct || !fits ? j * 32 + lane : ids[j * kLanes + set_lane<kSets>()];
+  }
+};
+
+// Where the need-th best key is sought: keys first..last, in bins from `first` on, the last one open; `above` keys are above.
+template <int kSets>
+struct TeamSearch {
+  static constexpr int kBins = team_bins(kSets);
+  static constexpr int kBits = kSets == 1 ? 9 : 7;
+  static_assert(kBins == 1 << kBits);
+
+  u32 first;
+  u32 last;
+  u32 above;
+  int shift;
+  BinFound f;
+  u32 before;  // keys of its bin in the CTAs before this one
+  bool done;
+
+  // After another histogram: true where the bin is as narrow as need be, or there is nothing to look for.
+  __device__ __forceinline__ void see(const BinFound& found, u32 total, u32 need) {
+    f = found;
+    done = true;
+    if (f.bin < 0) {
+      // Too few so far.
+      above = total;
+      last = first - 1;
+      if (first <= 1) return;
+      first = 1;
+    } else {
+      const u32 start = first + (static_cast<u32>(f.bin) << shift);
+      if (f.bin != kBins - 1) last = min(last, start + ((1U << shift) - 1U));
+      first = start;
+      if (f.through - f.before <= team_ties(kSets) || f.through == need || first == last) return;
+      above = f.before;
+    }
+    shift = bin_shift(last - first, kBits);
+    done = false;
+  }
+};
+
+// One histogram of each set, of keys(f), which calls f for each key; of those that are done with it nothing changes.
+template <int kSets, class Keys>
+__device__ __forceinline__ void search_team(const TeamLink<kSets>& link, TeamSearch<kSets>& search, u32 need, u32 parity, const Keys& keys) {
+  const int set = set_of_thread<kSets>();
+  u32* none = link.s.none + (threadIdx.x & 31);
+  u32* bins = link.s.hist + set * link.kBins;
+  const bool seeks = kSets == 1 || !search.done;
+  keys([&](u32 k) {
+    u32* bin = bins + min((k - search.first) >> search.shift, static_cast<u32>(link.kBins - 1));
+    atomicAdd(seeks && k >= search.first && k <= search.last ? bin : none, 1U);
+  });
+  __syncthreads();
+  link.send_histograms();
+  u32 total;
+  const BinFound found = link.find(search.above, need, parity, total);
+  // A lane for each CTA.
+  static_assert(team_ctas(kSets) <= kSetLanes<kSets>);
+  const int from = set_lane<kSets>();
+  const u32 before = sets_sum<kSets>(from < link.rank && found.bin >= 0 ? link.count_of(from, set, found.bin) : 0U);
+  if (!seeks) return;
+  search.see(found, total, need);
+  search.before = before;
+}
+
+// More histograms, of all keys: rare, and a call, so that nothing of it is prepared for otherwise.
+template <int kVector, int kSets>
+__device__ __noinline__ TeamSearch<kSets> search_on(TeamLink<kSets> link, KeyStore<kVector> store, TeamSearch<kSets> search,
+                                                    u32 need) {
+  u32 parity = 0;
+  do {
+    parity ^= 1U;
+    link.again();
+    search_team(link, search, need, parity, [&](const auto& f) {
+      for (int i = 0; i < store.n; ++i) f(*(store.at(i & ~(kVector - 1)) + (i & (kVector - 1))));
+    });
+  } while (any_set<kSets>(!search.done));
+  return search;
+}
+
+// The range of the `need`-th best of all keys of the team, of each thread's set. range: what the bins are to cover, the same for all
+// threads of a set. keys: holds those from `first` on afterwards.
+template <int kVector, int kSets>
+__device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link, TeamKeys<kVector, kSets>& keys, const uint2& range,
+                                                     u32 need) {
+  constexpr int kBits = TeamSearch<kSets>::kBits;
+  TeamSearch<kSets> search{range.x, 0xFFFFFFFFU, 0, bin_shift(range.y - range.x, kBits), {-1, 0, 0}, 0, false};
+  keys.hold(search.first);
+  search_team(link, search, need, 0, [&](const auto& f) { keys.for_each([&](u32 k, int) { f(k); }); });
+  if (any_set<kSets>(!search.done)) {
+    search = search_on(link, keys.store, search, need);
+    keys.hold(search.first);
+  }
+  const BinFound& f = search.f;
+  TeamRange r{search.first, search.last, need - f.before, f.through - f.before, search.before, need};
+  if (f.bin < 0) {
+    r = {1, 0xFFFFFFFFU, 0, 0, 0, search.above};
+  } else if (f.through == need) {
+    r = {search.first, search.last, 0, 0, 0, need};
+  }
+  if (link.size > 1) {
+    // Ties of all sets come to one barrier.
+    const u32 ties = r.among != 0 && r.first != r.last ? r.inside : 0U;
+    u32 all = ties;
+    if constexpr (kSets != 1) all = of_set<kSets>(ties, 0) + of_set<kSets>(ties, 1) + of_set<kSets>(ties, 2) + of_set<kSets>(ties, 3);
+    if (threadIdx.x == 0 && all != 0) expect_stores(link.barriers + link.kTies, static_cast<int>(all) * 4);
+  }
+  return r;
+}
+
+// This CTA's ties of a set, which are among the n entries of its list with these keys, to all. After a barrier; every warp calls it.
+// The warps from first_warp on do it for one set; where there are several, warps of their own for each (r, keys, n: of the warp's).
+template <int kSets>
+__device__ __forceinline__ void send_ties(const TeamLink<kSets>& link, int set, const TeamRange& r, const u32* keys, int n,
+                                          int first_warp) {
+  constexpr int kOf = kThreads / 32 / kSets;  // warps of a set
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  const int warp = static_cast<int>(threadIdx.x >> 5) % kOf;
+  const int step = kOf - first_warp;
+  const int first_peer = r.among != 0 && warp >= first_warp ? warp - first_warp : link.size;
+  u32 place = r.before;
+#pragma unroll 1
+  for (int i = lane; i - lane < n && first_peer < link.size; i += 32) {
+    const u32 k = i < n ? keys[i] : 0U;
+    const bool is_tie = k >= r.first && k <= r.last;
+    const u32 mask = __ballot_sync(kFullWarp, is_tie);
+    u32* to = link.s.ties + set * team_ties(kSets) + place + __popc(mask & ((1U << lane) - 1U));
+    if (is_tie) {
+      if (link.size == 1) {
+        *to = k;
+      } else {
+#pragma unroll 1
+        for (int peer = first_peer; peer < link.size; peer += step) {
+          store_peer(peer_address(shared_address(to), peer), peer_address(link.barriers + link.kTies, peer), k);
+        }
+      }
+    }
+    place += static_cast<u32>(__popc(mask));
+  }
+  if (link.size == 1) __syncthreads();
+}
+
+// Puts this CTA's keys from r.first on to the list of their set: put(place, id of TeamKeys, key), places 0, 1... in a fixed order. Where
+// the range is one value, of which there may be any number, only those that are kept, the first ones: nothing is left to choose then.
+// Returns how many are on the list of the lane's set, at most all that are kept and team_ties. Barriers within, none at the end.
+template <int kVector, int kSets, class Put>
+__device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const TeamKeys<kVector, kSets>& keys, TeamRange& r,
+                                              const Put& put) {
+  const int set = set_of_thread<kSets>();
+  const u32 lane = 1U << (threadIdx.x & 31);
+  const bool one_value = r.among != 0 && r.first == r.last;
+  u32 below = one_value ? r.last : r.first - 1U;
+  u32 most = 0xFFFFFFFFU;
+  u32 listed = 0;
+  u32 end = 0xFFFFFFFFU;
+  bool second = false;
+  // A second turn, for equal keys, is rare.
+#pragma unroll 1
+  while (true) {
+    const auto inside = [&](u32 k) { return k > below && k <= most; };
+    u32 count = 0;
+    keys.for_each([&](u32 k, int) {
+      count += static_cast<u32>(__popc(__ballot_sync(kFullWarp, inside(k)) & lanes_of_set<kSets>()));
+    });
+    link.s.warps[set * link.kWarps + static_cast<int>(threadIdx.x >> 5)] = count;  // the same of all lanes of the set
+    __syncthreads();
+    u32 place;
+    u32 total;
+    sum_warps(link.s.warps + set * link.kWarps, place, total);
+    place += listed;
+    keys.for_each([&](u32 k, int j) {
+      const u32 mask = __ballot_sync(kFullWarp, inside(k)) & lanes_of_set<kSets>();
+      const u32 at = place + static_cast<u32>(__popc(mask & (lane - 1U)));
+      if ((mask & lane) != 0 && at < end) put(static_cast<int>(at), keys.id_of(j), k);
+      place += static_cast<u32>(__popc(mask));
+    });
+    listed = min(listed + total, end);
+    if (second || !any_set<kSets>(one_value)) break;
+    second = true;
+    __syncthreads();
+    below = one_value ? r.first - 1U : 0xFFFFFFFFU;
+    most = r.first;
+    if (one_value) end = listed + r.among - min(r.among, r.before);
+  }
+  if (one_value) r.among = 0;
+  return static_cast<int>(listed);
+}
+
+// Which entries of a CTA's list are kept: those with keys above `key`, and those equal to it before the cut-th.
+struct TeamChoice {
+  const u32* keys;  // shared, of the list
+  u32 key;
+  int cut;
+
+  __device__ __forceinline__ bool kept(int i) const { return keys[i] > key || (keys[i] == key && i < cut); }
+};
+
+// Among the first `inside` (1 to team_ties) ties the want-th best, by every warp for itself: its key, and how many equal to it
+// are wanted and there are.
+__device__ __forceinline__ uint3 rank_team_ties(const u32* ties, u32 inside, u32 want) {
+  const u32 lane = threadIdx.x & 31;
+#pragma unroll 1
+  for (u32 at = 0; at < inside; at += 32) {
+    const u32 mine = ties[at + lane];
+    u32 above[4] = {0, 0, 0, 0};
+    u32 from[4] = {0, 0, 0, 0};
+#pragma unroll 1
+    for (u32 j = 0; j < inside; j += 16) {  // zeros past the end count for none
+      uint4 four[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) four[i] = *reinterpret_cast<const uint4*>(ties + j + 4 * i);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        for (const u32 k : {four[i].x, four[i].y, four[i].z, four[i].w}) {
+          above[i] += k > mine ? 1U : 0U;
+          from[i] += k >= mine ? 1U : 0U;
+        }
+      }
+    }
+    const u32 greater = above[0] + above[1] + above[2] + above[3];
+    const u32 same = from[0] + from[1] + from[2] + from[3] - greater;
+    const u32 hit = __ballot_sync(kFullWarp, at + lane < inside && greater < want && greater + same >= want);
+    if (hit == 0) continue;
+    const int it = __ffs(static_cast<int>(hit)) - 1;
+    return make_uint3(__shfl_sync(kFullWarp, mine, it), want - __shfl_sync(kFullWarp, greater, it), __shfl_sync(kFullWarp, same, it));
+  }
+  return make_uint3(0, 0, 0);
+}
+
+// Waits for the ties and chooses; every warp for itself. r, keys: of the list of `set`.
+template <int kSets>
+__device__ __forceinline__ TeamChoice choose(const TeamLink<kSets>& link, int set, const TeamRange& r, const u32* keys) {
+  if (r.among == 0) return {keys, 0, 0};
+  if (link.size > 1) wait_stores(link.barriers + link.kTies);
+  const u32* ties = link.s.ties + set * team_ties(kSets);
+  const uint3 found = rank_team_ties(ties, r.inside, r.among);
+  const u32 key = found.x;
+  if (found.y == found.z) return {keys, key - 1U, 0};
+  // Some of the keys equal to it: those of the first CTAs, and in one of these the first of the list.
+  const u32 lane = threadIdx.x & 31;
+  u32 before = 0;
+#pragma unroll 1
+  for (u32 i = 0; i < r.before; ++i) before += ties[i] == key ? 1U : 0U;
+  u32 left = found.y - min(found.y, before);
+  int cut = 0;
+#pragma unroll 1
+  for (int at = 0; at < r.listed && left != 0; at += 32) {
+    const u32 mask = __ballot_sync(kFullWarp, at + static_cast<int>(lane) < r.listed && keys[at + lane] == key);
+    const u32 here = static_cast<u32>(__popc(mask));
+    if (here < left) {
+      left -= here;
+      cut = at + 32;
+      continue;
+    }
+    // The left-th of this mask.
+    const u32 mine = mask & (1U << lane);
+    const bool it = mine != 0 && static_cast<u32>(__popc(mask & (mine - 1U))) + 1U == left;
+    cut = at + __ffs(static_cast<int>(__ballot_sync(kFullWarp, it)));
+    left = 0;
+  }
+  return {keys, key, cut};
+}
+
+}  // namespace fasa::ops::paged
