@@ -200,11 +200,13 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   const int heads = paged::score_heads(together == 4 ? 4 : s.fcs_per_query_head != 0 ? 1 : s.group());
   const int part = s.index_type == PagedIndexType::kBF16 || s.index_type == PagedIndexType::kF8E4M3 ? 2 : 1;
   const int64_t pruning = together == 4 ? paged::kPruneSharedBytes4 : paged::kPruneSharedBytes1;
-  // A thread's keys of every round, and in one launch that of the new token.
+  // A thread's keys of every round (and in one launch that of the new token), or what is left of them, a chunk, and numbers.
   const int round_keys = paged::score_round_keys(row, together);
   const int64_t keys = int64_t{round_keys} * p.score_iterations + (one ? paged::key_vector(round_keys) : 0);
+  const bool chunks = !one && keys > paged::kChunkKeys;
+  const int64_t of_thread = chunks ? 6 * paged::kLeftKeys + 4 * paged::kChunkKeys : 4 * keys;
   const int64_t scoring =
-      (one ? 0 : pruning) + paged::score_query_bytes(heads, s.index_dims, part) + 4 * paged::kThreads * keys;
+      (one ? 0 : pruning) + paged::score_query_bytes(heads, s.index_dims, part) + paged::kThreads * of_thread;
   const int64_t new_tokens =
       int64_t{paged::kThreads} / 32 * paged::score_new_bytes(heads, s.index_dims, part, together);
   p.score_smem = std::max(scoring, new_tokens);
@@ -274,7 +276,8 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   }
   PagedPlan p;
   // One wave of CTAs, with 512 tokens each at least, 2,048 where a row has more than 8 and 4,096 where it has more than 16, as launch
-  // 2 reads a list of each; more CTAs where one would have more tokens than it holds keys for, or long lists.
+  // 2 reads a list of each; more CTAs where lists are long, and where one would have more keys than it keeps all of and publish so many
+  // that a thread has no room for what is left (paged_sieve.cuh).
   const int64_t wave = int64_t{device.num_sms} * paged::kScoreCtas;
   const auto tokens = [&] { return s.max_length / p.score_ctas; };
   p.score_ctas = static_cast<int32_t>(std::clamp<int64_t>(wave / score_rows(s), 1, 64));
@@ -283,10 +286,14 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
     return tokens() < (s.sets_at_once() == 4 || p.score_ctas <= 8 ? 512 : p.score_ctas <= 16 ? 2048 : 4096);
   };
   while (p.score_ctas > 1 && too_short()) p.score_ctas = std::max(p.score_ctas / 2, p.score_ctas > 8 ? 8 : 1);
+  const int64_t threads = paged::kThreads / s.sets_at_once();  // of a set
   const auto too_long = [&] {
-    return tokens() > (s.sets_at_once() == 4 ? 4096 : 16384) || (s.budget / p.score_ctas > 512 && tokens() > 8192);
+    const int64_t keys = tokens() / threads;  // of a thread
+    set_quota(s.budget, p.score_ctas, p.quota, p.slots);
+    return (keys > paged::kChunkKeys && p.quota > 4 * threads) || (s.budget / p.score_ctas > 512 && tokens() > 8192) ||
+           tokens() >= int64_t{1} << 19;  // 16 bits for a key's number and lane
   };
-  while (p.score_ctas < 64 && too_long()) p.score_ctas *= 2;
+  while (p.score_ctas < 1024 && too_long()) p.score_ctas *= 2;
   // Clusters that fill the SMs once, or pairs that fill them twice; none with less than 32 tokens a CTA.
   const int64_t attending = attend_rows(s);
   p.cluster = floor_power2(std::clamp<int64_t>(device.num_sms / attending, 1, 8));

@@ -44,6 +44,10 @@ FASA_PAGED_BOTH constexpr int score_round_tokens(int row_bytes) { return 512 * k
 FASA_PAGED_BOTH constexpr int score_round_keys(int row_bytes, int sets) {
   return sets * score_round_tokens(row_bytes) / 32;
 }
+// Keys that a thread of launch 1 keeps all of; where a row has more, those that are left of them, and the rest a chunk at a time
+// (paged_sieve.cuh).
+inline constexpr int kChunkKeys = 64;
+inline constexpr int kLeftKeys = 16;
 FASA_PAGED_BOTH constexpr int key_vector(int round_keys) { return round_keys < 4 ? round_keys : 4; }
 // Heads that the kernel for `heads` heads scored together has room for.
 FASA_PAGED_BOTH constexpr int score_heads(int heads) { return heads <= 4 ? 4 : heads <= 8 ? 8 : 16; }

@@ -68,13 +68,18 @@ struct PruneShared {
   BinFound found[kSets];
   u32 highest[kSets];
   u32 lowest[kSets];
+  u32 lost[kSets];  // paged_sieve.cuh
 
+  __device__ void clear_histograms() {
+    for (int i = threadIdx.x; i < kSets * kPruneBins; i += kThreads) hist[i] = 0;
+  }
   // Followed by a barrier before the first prune.
   __device__ void clear() {
-    for (int i = threadIdx.x; i < kSets * kPruneBins; i += kThreads) hist[i] = 0;
+    clear_histograms();
     if (threadIdx.x < kSets) {
       highest[threadIdx.x] = 0;
       lowest[threadIdx.x] = 0xFFFFFFFFU;
+      lost[threadIdx.x] = 0;
     }
   }
   // All threads of the CTA, after a barrier; several sets share the work, one warp a set.
@@ -169,6 +174,17 @@ struct KeyStore {
       k[3] = v.w;
     }
   }
+  // f(number, key) for the keys from..to-1 of this thread.
+  template <class F>
+  __device__ __forceinline__ void for_keys(int from, int to, const F& f) const {
+#pragma unroll 4
+    for (int i = from; i < to; i += kVector) {
+      u32 k[kVector];
+      get(i, k);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) f(i + j, k[j]);
+    }
+  }
 };
 
 template <int kVector>
@@ -179,19 +195,21 @@ __device__ __forceinline__ u32 largest_of(const u32 (&k)[kVector]) {
   return largest;
 }
 
-// token(i): the position of this thread's key i. out: the slots of its set (set_of_thread), or null. bounds: of that set.
-template <int kSets, bool kFloatKeys, int kVector, class TokenOf>
-__device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVector>& store, u32 quota, u32 slots, uint2* out,
-                                      uint4* bounds, const TokenOf& token) {
+// A key that at least `quota` of the set's keys reach, and few more, by all threads of the CTA. base: keys of a thread that are
+// counted one by one, whatever the quota; again: not the first time.
+template <int kSets, bool kFloatKeys, int kVector>
+__device__ __forceinline__ u32 first_cut(PruneShared<kSets>& s, const KeyStore<kVector>& store, int base, u32 quota, bool again) {
   constexpr int nt = kThreads;
-  const int tid = threadIdx.x;
   const int set = set_of_thread<kSets>();
-  const int member = member_of_set<kSets>();
   const int n = store.n;
+  if (again) {
+    __syncthreads();
+    s.clear_histograms();
+  }
   {
     const u32 h = sets_max<kSets>(store.best);
     const u32 l = ~sets_max<kSets>(store.best != 0 ? ~store.best : 0U);
-    if ((member & (32 / kSets - 1)) == 0) {
+    if (set_lane<kSets>() == 0) {
       atomicMax(&s.highest[set], h);
       atomicMin(&s.lowest[set], l);
     }
@@ -203,20 +221,21 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVec
     // Keys of floats are spaced by their logarithm; do not spend the bins on those around zero.
     low = max(low, key_of(__uint_as_float(highest ^ 0x80000000U) * 0.03125F));
   }
-  int shift = bin_shift(highest - low, 9);
+  const int shift = bin_shift(highest - low, 9);
   u32* hist = s.hist + set * kPruneBins;
   const auto count = [&](u32 k) { atomicAdd(&hist[bin_place(k < low ? 0U : (k - low) >> shift)], 1U); };
   // Samples, the best of every `group` keys (a power of two): at least four for each key wanted, where there are that many.
-  const int extra = __clz(static_cast<int>(4 * quota - 1)) - 1 - __clz(max(1, n * (nt / kSets)));
+  const int extra = __clz(static_cast<int>(4 * quota - 1)) - 1 - __clz(max(1, (n - base) * (nt / kSets)));
   const int group = 1 << max(0, extra);
   if (group >= n) {
     if (store.best != 0) count(store.best);
   } else {
     const int step = max(group, kVector);
-    for (int i = 0; i < n; i += step) {
+#pragma unroll 1
+    for (int i = 0; i < n; i += i < base ? kVector : step) {
       u32 k[kVector];
       store.get(i, k);
-      if (group < kVector) {
+      if (i < base || group < kVector) {
 #pragma unroll
         for (int j = 0; j < kVector; ++j) {
           if (k[j] != 0) count(k[j]);
@@ -234,17 +253,66 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVec
   }
   __syncthreads();
   const BinFound first = s.find(set, 0, quota);
-  u32 threshold = first.bin <= 0 ? 1U : low + (static_cast<u32>(first.bin) << shift);
+  return first.bin <= 0 ? 1U : low + (static_cast<u32>(first.bin) << shift);
+}
 
-  const auto for_keys = [&](int from, int to, const auto& f) {
-#pragma unroll 4
-    for (int i = from; i < to; i += kVector) {
-      u32 k[kVector];
-      store.get(i, k);
-#pragma unroll
-      for (int j = 0; j < kVector; ++j) f(i + j, k[j]);
+struct Cut {
+  u32 threshold;  // `total` keys of the set reach it, the `quota` best among them
+  u32 total;
+  bool stuck;     // those equal to it are too many
+};
+// Raises a cut until at most `most` (quota and more) keys reach it, or only equal ones are left to part. Whether it did anything.
+template <int kSets, int kVector>
+__device__ __forceinline__ bool narrow_cut(PruneShared<kSets>& s, const KeyStore<kVector>& store, u32 quota, u32 most, Cut& c) {
+  const int set = set_of_thread<kSets>();
+  u32* hist = s.hist + set * kPruneBins;
+  u32 above = 0;
+  u32 from = c.threshold;
+  u32 to = s.highest[set];
+  bool refined = false;
+  // With one set all threads have the same.
+  while (kSets == 1 ? c.total > most && !c.stuck : __syncthreads_or(c.total > most && !c.stuck) != 0) {
+    refined = true;
+    const bool active = c.total > most && !c.stuck;
+    __syncthreads();
+    s.clear_histograms();
+    __syncthreads();
+    const int shift = bin_shift(to - from, 9);
+    if (active) {
+      store.for_keys(0, store.n, [&](int, u32 k) {
+        if (k >= from && k <= to) atomicAdd(&hist[bin_place((k - from) >> shift)], 1U);
+      });
     }
-  };
+    __syncthreads();
+    const BinFound f = s.find(set, above, quota);
+    if (active && f.bin < 0) {
+      c.stuck = true;  // the keys that are there reach no quota
+    } else if (active) {
+      c.threshold = from + (static_cast<u32>(f.bin) << shift);
+      c.total = f.through;
+      c.stuck = shift == 0;
+      above = f.before;
+      to = min(to, c.threshold + ((1U << shift) - 1U));
+      from = c.threshold;
+    }
+  }
+  return refined;
+}
+
+// token(i): the position of this thread's key i. out: the slots of its set (set_of_thread), or null. bounds: of that set. base, again: as
+// in first_cut; forgotten: the best key that is there no more.
+template <int kSets, bool kFloatKeys, int kVector, class TokenOf>
+__device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVector>& store, u32 quota, u32 slots, uint2* out,
+                                      uint4* bounds, const TokenOf& token, int base = 0, bool again = false, u32 forgotten = 0) {
+  constexpr int nt = kThreads;
+  const int tid = threadIdx.x;
+  const int set = set_of_thread<kSets>();
+  const int member = member_of_set<kSets>();
+  const int n = store.n;
+  u32 threshold = first_cut<kSets, kFloatKeys>(s, store, base, quota, again);
+  const u32 highest = s.highest[set];
+  u32* hist = s.hist + set * kPruneBins;
+
   // Few keys a thread: whose are to be published is seen at once. They are placed in the order of their numbers, then of lanes.
   constexpr int kFew = 8;
   const bool few = n <= kFew;
@@ -284,41 +352,17 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVec
     place_items<kSets>(s, set, mine, place, total);
   }
 
-  u32 above = 0;
-  u32 from = threshold;
-  u32 to = highest;
-  bool stuck = false;
-  bool refined = false;
-  // With one set `total` and `stuck` are the same in all threads.
-  while (kSets == 1 ? total > slots && !stuck : __syncthreads_or(total > slots && !stuck) != 0) {
-    refined = true;
-    const bool active = total > slots && !stuck;
-    __syncthreads();
-    for (int i = tid; i < kSets * kPruneBins; i += nt) s.hist[i] = 0;
-    __syncthreads();
-    shift = bin_shift(to - from, 9);
-    if (active) {
-      for_keys(0, n, [&](int, u32 k) {
-        if (k >= from && k <= to) atomicAdd(&hist[bin_place((k - from) >> shift)], 1U);
-      });
-    }
-    __syncthreads();
-    const BinFound f = s.find(set, above, quota);
-    if (active) {
-      threshold = from + (static_cast<u32>(f.bin) << shift);
-      total = f.through;
-      stuck = shift == 0;
-      above = f.before;
-      to = min(to, threshold + ((1U << shift) - 1U));
-      from = threshold;
-    }
-  }
+  Cut cut{threshold, total, false};
+  const bool refined = narrow_cut<kSets>(s, store, quota, slots, cut);
+  threshold = cut.threshold;
+  total = cut.total;
+  const bool stuck = cut.stuck;
   u32 equal_place = 0;  // where equal keys alone overflow the slots
   if (refined) {
     u32 mine = 0;
     u32 equal = 0;
     __syncthreads();
-    for_keys(0, n, [&](int, u32 k) {
+    store.for_keys(0, n, [&](int, u32 k) {
       mine += k > threshold || (k == threshold && !stuck) ? 1U : 0U;
       equal += k == threshold && stuck ? 1U : 0U;
     });
@@ -349,7 +393,7 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVec
     if (few) hits = kFullWarp;  // not looked at above
     for (; hits != 0; hits &= hits - 1U) {
       const int at = __ffs(static_cast<int>(hits)) - 1;
-      for_keys(at << piece, min(n, (at + 1) << piece), [&](int i, u32 k) {
+      store.for_keys(at << piece, min(n, (at + 1) << piece), [&](int i, u32 k) {
         if (k < threshold) return;
         const bool is_equal = stuck && k == threshold;
         const u32 to = is_equal ? equal_place : place;  // no reference, which would put both in memory
@@ -362,7 +406,7 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVec
   for (u32 i = total + member; i < slots; i += nt / kSets) out[i] = make_uint2(0, 0);
   if (member == 0) {
     const u32 lowest = threshold > 1U ? threshold : max(s.lowest[set], 1U);
-    *bounds = make_uint4(total > slots ? threshold : threshold - 1U, highest, lowest, min(total, slots));
+    *bounds = make_uint4(max(forgotten, total > slots ? threshold : threshold - 1U), highest, lowest, min(total, slots));
   }
 }
 

@@ -16,6 +16,7 @@
 
 #include "src/ops/paged/paged_kernels.cuh"
 #include "src/ops/paged/paged_score_new.cuh"
+#include "src/ops/paged/paged_sieve.cuh"
 
 namespace fasa::ops::paged {
 
@@ -47,8 +48,11 @@ struct RowTokens {
 };
 
 // Beside the scoring of a row, where that is all that a launch does (launch 1).
+template <int kSets, bool kFloatKeys, int kVector>
 struct Alone {
   static constexpr bool kNewToken = false;
+  Sieve<kSets, kFloatKeys, kVector> sieve;
+
   __device__ __forceinline__ void prepare(int, const Span&) const {}
   __device__ __forceinline__ void score(const Span&, const char*) const {}
   __device__ __forceinline__ void sample(u32) const {}
@@ -212,6 +216,16 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const bool has_head = set_of_thread<kSets>() < r.heads;
 
   KeyStore<kVector> store{keys};
+  // Rounds of a chunk of keys, and those that every warp has.
+  constexpr int kChunk = kChunkKeys / kKeys;
+  static_assert(kChunk % kBuffers == 0);
+  int common = 0;
+  if constexpr (!Beside::kNewToken) {
+    if (beside.sieve.base != 0) {
+      beside.sieve.begin(store);
+      common = tokens.rounds_of(nt / 32 - 1);
+    }
+  }
   int sample_round = 0;
   // Sinks are in a warp's first rounds, what is past the end in its last one.
   const int rounds_with_sinks = lo == 0 ? 0 : 1 + (lo >> 4) / (nt / 32 * R::kUnits);  // or fewer
@@ -249,6 +263,9 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
     for (int b = 0; b < kBuffers; ++b) {
       if (round + b < rounds) score_round(rows[b], round + b);
     }
+    if constexpr (!Beside::kNewToken) {
+      if (round + kBuffers <= common && (round + kBuffers) % kChunk == 0) beside.sieve.next_chunk(store);
+    }
   }
   if constexpr (Beside::kNewToken) {
     if (beside.has_new) {
@@ -285,15 +302,23 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
   const ScoreRow r = score_row<kSets>(p.a.shape, row, token);
   auto& s = *reinterpret_cast<PruneShared<kSets>*>(memory);
   s.clear();
-  Alone alone;
+  constexpr bool kFloatKeys = Codec::kPartBytes == 2;
+  constexpr int kKeys = Scorer<Codec, kDims, kHeads, kSets>::R::kKeys;
+  const int base = p.plan.score_iterations * kKeys > kChunkKeys ? kLeftKeys : 0;
+  char* scoring = memory + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4);
+  char* ids = scoring + score_query_bytes(kHeads, kDims, Codec::kPartBytes) + 4 * kThreads * (kLeftKeys + kChunkKeys);
+  Alone<kSets, kFloatKeys, key_vector(kKeys)> alone{
+      {s, reinterpret_cast<unsigned short*>(ids), static_cast<u32>(p.plan.quota), base}};
   score_tokens<Codec, kDims, kHeads, kSets>(
-      p, r, rank, ctas, memory + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4), alone,
+      p, r, rank, ctas, scoring, alone,
       [&](const auto& keys, bool has_head, const auto& tokens) {
         const int64_t list = list_of(p, r, has_head ? set_of_thread<kSets>() : 0, rank);
-        prune<kSets, Codec::kPartBytes == 2>(
-            s, keys, p.plan.quota, p.plan.slots, has_head ? p.slots + list * p.plan.slots : nullptr, p.bounds + list, [&](int i) {
-              return tokens(i, static_cast<int>(threadIdx.x & 31), static_cast<int>(threadIdx.x >> 5));
-            });
+        const auto token_of = [&](int i) {
+          return alone.sieve.identify(i, [&](int number, int lane) { return tokens(number, lane, static_cast<int>(threadIdx.x >> 5)); });
+        };
+        const u32 forgotten = alone.sieve.forgotten();
+        prune<kSets, kFloatKeys>(s, keys, p.plan.quota, p.plan.slots, has_head ? p.slots + list * p.plan.slots : nullptr,
+                                 p.bounds + list, token_of, base, alone.sieve.known.cut != 0, forgotten);
       });
 #endif
 }

@@ -5,7 +5,7 @@ import torch
 
 import paged
 from paged_check import check_kept, check_out
-from paged_gpu_test import ONE_LAUNCH_INDICES, Case, make, write_index
+from paged_gpu_test import FUSED_INDICES, ONE_LAUNCH_INDICES, Case, make, write_index
 
 
 @pytest.mark.parametrize("index", ["int8", "fp8", "int4", "bf16"])
@@ -53,3 +53,29 @@ def test_new_token_is_kept_where_it_is_best(own_tokens):
             check_out(step)
             best = step.kept[:, :, head::case.group] if own_tokens else step.kept
             assert bool((best == step.lengths[:, None, None, None] - 1).any(-1).all())
+
+
+@pytest.mark.parametrize("trend", [0.0, 4.0, -4.0])
+@pytest.mark.parametrize("own_tokens", [False, True])
+@pytest.mark.parametrize("index,dims", FUSED_INDICES)
+def test_rows_longer_than_a_cta_has_room_for(index, dims, own_tokens, trend):
+    """Their keys are looked through a chunk at a time: better and better ones, worse and worse ones, many equal ones."""
+    for equal in (False, True):
+        case = Case(lengths=(70000, 21000), kv_heads=1, index=index, dims=dims, own_tokens=own_tokens, budget=200, append=False)
+        step = make(case)
+        for seq, length in enumerate(case.lengths):
+            position = torch.arange(length, device="cuda")
+            k = 10 + 0.5 * torch.randn(length, 1 if equal else step.shape.head_dim, device="cuda") + trend * position[:, None] / length
+            k = k.round(decimals=1).expand(-1, step.shape.head_dim) if equal else k
+            step.k[step.block_table[seq].long()[position // 16], 0, position % 16] = k.to(step.k.dtype)
+        step.q.abs_()
+        step.index_scale.mul_(6)
+        write_index(step, case)
+        for ctas in (1, 3):
+            plan = paged.two_launches(step.shape, ctas)
+            step.run(plan)
+            check_kept(step, case.lengths)
+            check_out(step)
+            first = step.out.clone()
+            step.run(plan)
+            assert torch.equal(first, step.out)

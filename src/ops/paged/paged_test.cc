@@ -113,10 +113,15 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
               paged::attend_layout(budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,
                                    paged::table_entries(length, s.page_size), p.team(), s.sets_at_once());
           EXPECT_GE(p.attend_smem, layout.slots + (p.team() == 0 ? 8 * p.entries() : 1024 * p.team()));
-          // Beside each other: the queries and a thread's keys of every round.
+          // Beside each other: the queries and a thread's keys of every round, or of a chunk and what is left of those before.
           const int64_t queries = paged::score_query_bytes(s.group(), s.index_dims, 1);
-          const int64_t keys = paged::score_round_keys(row, own_tokens ? 4 : 1);
-          EXPECT_GE(p.score_smem, queries + 4 * int64_t{paged::kThreads} * keys * p.score_iterations);
+          const int64_t keys = int64_t{paged::score_round_keys(row, own_tokens ? 4 : 1)} * p.score_iterations;
+          const int64_t at_once = std::min<int64_t>(keys, paged::kChunkKeys);
+          EXPECT_GE(p.score_smem, queries + 4 * int64_t{paged::kThreads} * at_once);
+          const int64_t set_threads = paged::kThreads / s.sets_at_once();
+          EXPECT_TRUE(keys <= paged::kChunkKeys || p.path == PagedPath::kOneLaunch || p.quota <= 4 * set_threads)
+              << "room for what is left";
+          EXPECT_LE(keys * (32 / s.sets_at_once()), 65536) << "16 bits for a key's number and lane";
         }
       }
     }
