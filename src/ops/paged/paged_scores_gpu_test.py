@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import paged
-from paged_check import check_kept, check_out
-from paged_gpu_test import FUSED_INDICES, ONE_LAUNCH_INDICES, Case, make, write_index
+from paged_check import check_kept, check_out, unit_of
+from paged_gpu_test import FUSED_INDICES, ONE_LAUNCH_INDICES, Case, make, plant, write_index
 
 
 @pytest.mark.parametrize("index", ["int8", "fp8", "int4", "bf16"])
@@ -79,3 +79,20 @@ def test_rows_longer_than_a_cta_has_room_for(index, dims, own_tokens, trend):
             first = step.out.clone()
             step.run(plan)
             assert torch.equal(first, step.out)
+
+
+@pytest.mark.parametrize("own_tokens", [False, True])
+def test_hot_tokens_of_a_cta_that_forgets(own_tokens):
+    """More of the best tokens than the CTA publishes: what it forgot of them counts as kept back."""
+    case = Case(lengths=(70000, 70000), own_tokens=own_tokens, budget=256, sinks=0, recent=0)
+    plan = paged.two_launches(case.shape(), 3)
+    for last in (False, True):
+        step = make(case)
+        units = [unit_of(k, 1, plan.score_ctas) for k in range(1400 if last else 0, 1400 + 17 if last else 17)]
+        tokens = torch.tensor([u * 16 + i for u in units for i in range(16)]).cuda()
+        assert len(tokens) > plan.slots and int(tokens.max()) < 70000
+        for seq in range(2):
+            plant(step, seq, seq, tokens)
+        step.run(plan)
+        check_kept(step, case.lengths)
+        check_out(step)
