@@ -55,6 +55,17 @@ def test_new_token_is_kept_where_it_is_best(own_tokens):
             assert bool((best == step.lengths[:, None, None, None] - 1).any(-1).all())
 
 
+def fill_keys(step, case, start, noise, trend):
+    """K of each head is start + trend * position / length, and noise: every score goes the same way."""
+    for seq, length in enumerate(case.lengths):
+        position = torch.arange(length, device="cuda")
+        k = start + trend * (position / length)[:, None, None] + noise(length)
+        step.k[step.block_table[seq].long()[position // 16], :, position % 16] = k.to(step.k.dtype)
+    step.q.abs_()
+    step.index_scale.mul_(6)
+    write_index(step, case)
+
+
 @pytest.mark.parametrize("trend", [0.0, 4.0, -4.0])
 @pytest.mark.parametrize("own_tokens", [False, True])
 @pytest.mark.parametrize("index,dims", FUSED_INDICES)
@@ -63,14 +74,8 @@ def test_rows_longer_than_a_cta_has_room_for(index, dims, own_tokens, trend):
     for equal in (False, True):
         case = Case(lengths=(70000, 21000), kv_heads=1, index=index, dims=dims, own_tokens=own_tokens, budget=200, append=False)
         step = make(case)
-        for seq, length in enumerate(case.lengths):
-            position = torch.arange(length, device="cuda")
-            k = 10 + 0.5 * torch.randn(length, 1 if equal else step.shape.head_dim, device="cuda") + trend * position[:, None] / length
-            k = k.round(decimals=1).expand(-1, step.shape.head_dim) if equal else k
-            step.k[step.block_table[seq].long()[position // 16], 0, position % 16] = k.to(step.k.dtype)
-        step.q.abs_()
-        step.index_scale.mul_(6)
-        write_index(step, case)
+        size = (1, 1) if equal else (1, step.shape.head_dim)
+        fill_keys(step, case, 10, lambda n: (0.5 * torch.randn(n, *size, device="cuda")).round(decimals=1 if equal else 4), trend)
         for ctas in (1, 3):
             plan = paged.two_launches(step.shape, ctas)
             step.run(plan)
@@ -83,16 +88,14 @@ def test_rows_longer_than_a_cta_has_room_for(index, dims, own_tokens, trend):
 
 @pytest.mark.parametrize("own_tokens", [False, True])
 def test_hot_tokens_of_a_cta_that_forgets(own_tokens):
-    """More of the best tokens than the CTA publishes: what it forgot of them counts as kept back."""
-    case = Case(lengths=(70000, 70000), own_tokens=own_tokens, budget=256, sinks=0, recent=0)
+    """More of the best tokens in one CTA than it publishes, late in a row that has made it forget: they count as kept back."""
+    case = Case(lengths=(200000,), own_tokens=own_tokens, budget=256, sinks=0, recent=0, append=False)
     plan = paged.two_launches(case.shape(), 3)
-    for last in (False, True):
-        step = make(case)
-        units = [unit_of(k, 1, plan.score_ctas) for k in range(1400 if last else 0, 1400 + 17 if last else 17)]
-        tokens = torch.tensor([u * 16 + i for u in units for i in range(16)]).cuda()
-        assert len(tokens) > plan.slots and int(tokens.max()) < 70000
-        for seq in range(2):
-            plant(step, seq, seq, tokens)
-        step.run(plan)
-        check_kept(step, case.lengths)
-        check_out(step)
+    step = make(case)
+    fill_keys(step, case, 2, lambda n: 0.5 * torch.randn(n, 1, step.shape.head_dim, device="cuda"), 4)
+    tokens = torch.tensor([unit_of(k, 1, plan.score_ctas) * 16 + i for k in range(3500, 3517) for i in range(16)]).cuda()
+    assert len(tokens) > plan.slots
+    plant(step, 0, 0, tokens)
+    step.run(plan)
+    check_kept(step, case.lengths)
+    check_out(step)
