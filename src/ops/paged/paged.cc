@@ -277,7 +277,7 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   PagedPlan p;
   // One wave of CTAs, with 512 tokens each at least, 2,048 where a row has more than 8 and 4,096 where it has more than 16, as launch
   // 2 reads a list of each; more CTAs where lists are long, and where one would have more keys than it keeps all of and publish so many
-  // that a thread has no room for what is left (paged_sieve.cuh).
+  // that there is no room for what is left, or that much of what it looks through is (paged_sieve.cuh).
   const int64_t wave = int64_t{device.num_sms} * paged::kScoreCtas;
   const auto tokens = [&] { return s.max_length / p.score_ctas; };
   p.score_ctas = static_cast<int32_t>(std::clamp<int64_t>(wave / score_rows(s), 1, 64));
@@ -290,7 +290,8 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   const auto too_long = [&] {
     const int64_t keys = tokens() / threads;  // of a thread
     set_quota(s.budget, p.score_ctas, p.quota, p.slots);
-    return (keys > paged::kChunkKeys && p.quota > 4 * threads) || (s.budget / p.score_ctas > 512 && tokens() > 8192) ||
+    return (keys > paged::kChunkKeys && p.quota > std::min(4 * threads, tokens() / 64)) ||
+           (s.budget / p.score_ctas > 512 && tokens() > 8192) ||
            tokens() >= int64_t{1} << 19;  // 16 bits for a key's number and lane
   };
   while (p.score_ctas < 1024 && too_long()) p.score_ctas *= 2;
