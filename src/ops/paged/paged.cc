@@ -60,6 +60,16 @@ void set_quota(int64_t budget, int32_t ctas, int32_t& quota, int32_t& slots) {
   slots = static_cast<int32_t>(round_up(quota + quota / 4 + 8, 4));
 }
 
+// Of CTAs with so many tokens each, `threads` for each set: whether one has more keys than it keeps all of, and publishes so many
+// that there is no room for what is left, or that much of a chunk is, or more than have numbers (paged_sieve.cuh).
+bool forgets_too_little(int64_t budget, int32_t ctas, int64_t threads, int64_t tokens) {
+  int32_t quota = 0;
+  int32_t slots = 0;
+  set_quota(budget, ctas, quota, slots);
+  return tokens > threads * paged::kChunkKeys &&
+         (quota > std::min(4 * threads, tokens / 64) || tokens > int64_t{1} << 18);
+}
+
 }  // namespace
 
 void check(const PagedShape& s) {
@@ -183,6 +193,12 @@ std::string paged_one_launch_refusal(const PagedShape& s) {
   return "";
 }
 
+bool paged_keys_fit(const PagedShape& s, const PagedPlan& p) {
+  const int sets = s.sets_at_once();
+  const auto row = static_cast<int>(s.index_row_bytes());
+  return paged::keys_have_numbers(int64_t{p.score_iterations} * paged::score_round_keys(row, sets), sets);
+}
+
 void complete_plan(const PagedShape& s, PagedPlan& p) {
   if (p.path == PagedPath::kGeneric) p.path = PagedPath::kFused;
   p.score_rows = static_cast<int32_t>(score_rows(s));
@@ -227,8 +243,9 @@ PagedPlan generic_plan(const PagedShape& s) {
       round_up(sets * s.max_length * 4, 256) + round_up(sets * s.budget * 4, 256) + round_up(sets * 4, 256);
   return p;
 }
-bool fits(const PagedPlan& p) {
-  return p.score_smem <= kPagedSharedMemory && p.attend_smem <= kPagedSharedMemory && p.entries() < 65536;
+bool fits(const PagedShape& s, const PagedPlan& p) {
+  return p.score_smem <= kPagedSharedMemory && p.attend_smem <= kPagedSharedMemory && p.entries() < 65536 &&
+         paged_keys_fit(s, p);
 }
 
 // The step in one launch, or a generic plan where two launches are faster: limits measured on H100 and H200 (docs/gpu.md).
@@ -288,11 +305,9 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   while (p.score_ctas > 1 && too_short()) p.score_ctas = std::max(p.score_ctas / 2, p.score_ctas > 8 ? 8 : 1);
   const int64_t threads = paged::kThreads / s.sets_at_once();  // of a set
   const auto too_long = [&] {
-    const int64_t keys = tokens() / threads;  // of a thread
-    set_quota(s.budget, p.score_ctas, p.quota, p.slots);
-    return (keys > paged::kChunkKeys && p.quota > std::min(4 * threads, tokens() / 64)) ||
-           (s.budget / p.score_ctas > 512 && tokens() > 8192) ||
-           tokens() >= int64_t{1} << 19;  // 16 bits for a key's number and lane
+    const int64_t most = ceil_div(ceil_div(s.max_length, 16), p.score_ctas) * 16;  // of a CTA
+    return forgets_too_little(s.budget, p.score_ctas, threads, most) ||
+           (s.budget / p.score_ctas > 512 && tokens() > 8192);
   };
   while (p.score_ctas < 1024 && too_long()) p.score_ctas *= 2;
   // Clusters that fill the SMs once, or pairs that fill them twice; none with less than 32 tokens a CTA.
@@ -305,11 +320,11 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
     p.score_ctas *= 2;
     complete_plan(s, p);
   }
-  while (!fits(p) && p.score_ctas > 1) {
+  while (!fits(s, p) && p.score_ctas > 1) {
     p.score_ctas /= 2;
     complete_plan(s, p);
   }
-  return fits(p) ? p : generic_plan(s);
+  return fits(s, p) ? p : generic_plan(s);
 }
 
 PagedSelectPlan paged_select_plan(const PagedSelectArgs& a, const PagedDevice& device) {

@@ -161,6 +161,8 @@ int64_t paged_bytes(const PagedShape& shape, const int32_t* lengths);
 PagedPlan paged_plan(const PagedShape& shape, const PagedDevice& device);
 // The rest of a fused plan whose score_ctas and cluster are given (tuning).
 void complete_plan(const PagedShape& shape, PagedPlan& plan);
+// Whether its CTAs have numbers for so many keys (paged_sieve.cuh).
+bool paged_keys_fit(const PagedShape& shape, const PagedPlan& plan);
 // Empty, or why the fused path cannot do the shape on the device, or not in one launch.
 std::string paged_fused_refusal(const PagedShape& shape, const PagedDevice& device);
 std::string paged_one_launch_refusal(const PagedShape& shape);

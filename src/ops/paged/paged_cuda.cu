@@ -141,7 +141,7 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, void* workspace,
   const PagedShape& s = args.shape;
   PagedPlan same = plan;
   complete_plan(s, same);
-  if (plan.score_ctas < 1 || plan.cluster < 1 || same != plan) refuse_plan();
+  if (plan.score_ctas < 1 || plan.cluster < 1 || same != plan || !paged_keys_fit(s, plan)) refuse_plan();
   const int64_t tokens = static_cast<int64_t>(s.num_seqs) * s.num_query_tokens;
   const int64_t sets = tokens * s.num_sets();
   paged::StepParams params;

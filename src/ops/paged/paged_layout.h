@@ -48,6 +48,10 @@ FASA_PAGED_BOTH constexpr int score_round_keys(int row_bytes, int sets) {
 // (paged_sieve.cuh).
 inline constexpr int kChunkKeys = 64;
 inline constexpr int kLeftKeys = 16;
+// Whether a key's number and lane have 16 bits, where a thread has so many; sets: 1, or 4 at once.
+FASA_PAGED_BOTH constexpr bool keys_have_numbers(int64_t keys, int sets) {
+  return keys <= kChunkKeys || keys * (32 / sets) <= 65536;
+}
 FASA_PAGED_BOTH constexpr int key_vector(int round_keys) { return round_keys < 4 ? round_keys : 4; }
 // Heads that the kernel for `heads` heads scored together has room for.
 FASA_PAGED_BOTH constexpr int score_heads(int heads) { return heads <= 4 ? 4 : heads <= 8 ? 8 : 16; }

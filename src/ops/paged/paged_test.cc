@@ -67,8 +67,8 @@ const PagedDevice kH200{90, 132, 8};
 
 TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
   for (const int32_t batch : {1, 2, 3, 4, 7, 16, 64, 200}) {
-    for (const int64_t length :
-         {int64_t{1}, int64_t{300}, int64_t{8192}, int64_t{131072}, int64_t{1} << 20, int64_t{5} << 20}) {
+    for (const int64_t length : {int64_t{1}, int64_t{300}, int64_t{8192}, int64_t{131072}, int64_t{1} << 20,
+                                 int64_t{5} << 20, (int64_t{1} << 31) - 5000}) {
       for (const int32_t budget : {1, 16, 256, 2048, 8192, 50000}) {
         for (const bool own_tokens : {false, true}) {
           PagedShape s = llama_shape();
@@ -121,7 +121,7 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
           const int64_t set_threads = paged::kThreads / s.sets_at_once();
           EXPECT_TRUE(keys <= paged::kChunkKeys || p.path == PagedPath::kOneLaunch || p.quota <= 4 * set_threads)
               << "room for what is left";
-          EXPECT_LE(keys * (32 / s.sets_at_once()), 65536) << "16 bits for a key's number and lane";
+          EXPECT_TRUE(paged_keys_fit(s, p)) << "16 bits for a key's number and lane";
         }
       }
     }
