@@ -118,3 +118,9 @@ def check_out(step):
     empty = lse.isinf()
     assert bool((step.lse.isinf() == empty).all())
     assert bool(((step.lse.double() - lse)[~empty].abs() < 2e-4 * lse[~empty].abs().clamp(min=1)).all())
+
+
+def check_run(step, plan, lengths):
+    step.run(plan)
+    check_kept(step, lengths)
+    check_out(step)

@@ -12,7 +12,7 @@ import torch
 
 import paged
 from paged import INDEX_TYPES, KV_TYPES, Shape, Step, library
-from paged_check import attend_f64, check_kept, check_out, error, pick, unit_of
+from paged_check import attend_f64, check_kept, check_out, check_run, error, pick, unit_of
 
 torch.set_num_threads(2)  # the processes of pytest-xdist share the cores
 REDUCED = os.environ.get("FASA_REDUCED") == "1"
@@ -226,9 +226,7 @@ def check_plan(case, one=0, **change):
     for name, value in change.items():
         setattr(plan, name, value)
     library.complete_plan(step.shape, plan)
-    step.run(plan)
-    check_kept(step, case.lengths)
-    check_out(step)
+    check_run(step, plan, case.lengths)
 
 
 @pytest.mark.parametrize("change", [dict(score_ctas=1), dict(score_ctas=2), dict(score_ctas=3), dict(score_ctas=7), dict(score_ctas=16),
@@ -325,9 +323,7 @@ def test_hot_tokens(where, budget):
             assert len(tokens) > plan.slots, "overflows what a CTA publishes"
         for seq in range(2):
             plant(step, seq, seq, tokens)  # one row of each sequence is hot, the other is not
-        step.run(plan)
-        check_kept(step, case.lengths)
-        check_out(step)
+        check_run(step, plan, case.lengths)
         first = step.out.clone()
         step.run(plan)
         assert torch.equal(first, step.out)
@@ -339,9 +335,7 @@ def test_hot_tokens_per_query_head():
     plan = paged.plan(step.shape)
     tokens = torch.tensor([unit_of(k, 1, plan.score_ctas) * 16 + i for k in range(1, 20) for i in range(16)]).cuda()
     plant(step, 0, 1, tokens[tokens < 19900])
-    step.run(plan)
-    check_kept(step, case.lengths)
-    check_out(step)
+    check_run(step, plan, case.lengths)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -464,9 +458,7 @@ def test_long_sequences(length, kv_heads):
             assert step.k.numel() * 2 > 1 << 32
         plan = paged.plan(step.shape)
         assert plan.path == 0
-        step.run(plan)
-        check_kept(step, case.lengths)
-        check_out(step)
+        check_run(step, plan, case.lengths)
         del step
         torch.cuda.empty_cache()
 

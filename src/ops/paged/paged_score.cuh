@@ -6,12 +6,13 @@
 //   for its new tokens. A row's tokens go round its CTAs 16 at a time, so that a hot window of neighbours spreads over all
 //   of them. In a round a warp scores 2 KB of index rows, four 16-byte pieces a lane, while those of the next round are on
 //   their way to registers. Where a unit of 16 tokens lies is looked up by one lane, for 32 units at a time.
+// Keys: all in shared memory, or what is left of them after each chunk (paged_sieve.cuh).
 // Memory: index_row_bytes a token, read once; a few hundred (key, token) pairs a CTA written.
 // Numerics: paged.h. Integer keys are exact.
 // Ordering: no atomics but counts, maxima and minima of integers: bit-identical from run to run.
 // Tried and dropped (docs/gpu.md): every warp gathering its own queries (many thousand warps ask L2 for the same 8 KB);
 //   index rows through a ring in shared memory; every lane looking up every unit (half of all instructions); the new tokens'
-//   codes in a CTA that also scores; prefetching the kernel's parameters; one launch for the whole step.
+//   codes in a CTA that also scores; prefetching the kernel's parameters.
 #pragma once
 
 #include "src/ops/paged/paged_kernels.cuh"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import paged
-from paged_check import check_kept, check_out, unit_of
+from paged_check import check_run, unit_of
 from paged_gpu_test import FUSED_INDICES, ONE_LAUNCH_INDICES, Case, make, plant, write_index
 
 
@@ -20,9 +20,7 @@ def test_ties(index, own_tokens):
         step.k.copy_(few[choice][..., 0, :].to(step.k.dtype))
         write_index(step, case)
         for plan in (p for cluster in (1, 2, 4, 8, 16) for p in paged.plans(step.shape, cluster)):
-            step.run(plan)
-            check_kept(step, case.lengths)
-            check_out(step)
+            check_run(step, plan, case.lengths)
 
 
 @pytest.mark.parametrize("size", [20.0, -20.0])
@@ -36,9 +34,7 @@ def test_clustered_scores(index, dims, cluster, own_tokens, size):
     step.q.abs_()
     step.index_scale.mul_(7)
     write_index(step, case)
-    step.run(paged.one_launch(step.shape, cluster))
-    check_kept(step, case.lengths)
-    check_out(step)
+    check_run(step, paged.one_launch(step.shape, cluster), case.lengths)
 
 
 @pytest.mark.parametrize("own_tokens", [False, True])
@@ -48,9 +44,7 @@ def test_new_token_is_kept_where_it_is_best(own_tokens):
         for head in range(case.group if own_tokens else 1):
             step = make(case)
             step.k_new.copy_(step.q[:, :, head::case.group])
-            step.run(plan)
-            check_kept(step, case.lengths)
-            check_out(step)
+            check_run(step, plan, case.lengths)
             best = step.kept[:, :, head::case.group] if own_tokens else step.kept
             assert bool((best == step.lengths[:, None, None, None] - 1).any(-1).all())
 
@@ -78,9 +72,7 @@ def test_rows_longer_than_a_cta_has_room_for(index, dims, own_tokens, trend):
         fill_keys(step, case, 10, lambda n: (0.5 * torch.randn(n, *size, device="cuda")).round(decimals=1 if equal else 4), trend)
         for ctas in (1, 3):
             plan = paged.two_launches(step.shape, ctas)
-            step.run(plan)
-            check_kept(step, case.lengths)
-            check_out(step)
+            check_run(step, plan, case.lengths)
             first = step.out.clone()
             step.run(plan)
             assert torch.equal(first, step.out)
@@ -96,6 +88,4 @@ def test_hot_tokens_of_a_cta_that_forgets(own_tokens):
     tokens = torch.tensor([unit_of(k, 1, plan.score_ctas) * 16 + i for k in range(3500, 3517) for i in range(16)]).cuda()
     assert len(tokens) > plan.slots
     plant(step, 0, 0, tokens)
-    step.run(plan)
-    check_kept(step, case.lengths)
-    check_out(step)
+    check_run(step, plan, case.lengths)

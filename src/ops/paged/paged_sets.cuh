@@ -31,7 +31,7 @@ template <int kSets>
 __device__ __forceinline__ int set_bit(int o) {
   return kSets == 1 || o < 4 ? o : 4 * o;
 }
-// What the lanes of `set` have the same of.
+// The value that all lanes of `set` have, by whole warps.
 template <int kSets, class T>
 __device__ __forceinline__ T of_set(T value, int set) {
   return kSets == 1 ? value : __shfl_sync(kFullWarp, value, 4 * set);
@@ -42,27 +42,22 @@ template <int kSets>
 __device__ __forceinline__ bool any_set(bool x) {
   return kSets == 1 ? x : __any_sync(kFullWarp, x) != 0;
 }
-// The largest, or the sum, over the lanes of a warp that work for the thread's set.
+// op over the lanes of a warp that work for the thread's set; and the largest, and the sum.
+template <int kSets, class Op>
+__device__ __forceinline__ u32 over_set(u32 v, const Op& op) {
+#pragma unroll
+  for (int o = 1; o < kSetLanes<kSets>; o <<= 1) v = op(v, __shfl_xor_sync(kFullWarp, v, set_bit<kSets>(o)));
+  return v;
+}
 template <int kSets>
 __device__ __forceinline__ u32 sets_max(u32 v) {
-  if constexpr (kSets == 1) {
-    return __reduce_max_sync(kFullWarp, v);
-  } else {
-#pragma unroll
-    for (int o = 1; o < kSetLanes<kSets>; o <<= 1) v = max(v, __shfl_xor_sync(kFullWarp, v, set_bit<kSets>(o)));
-    return v;
-  }
+  if constexpr (kSets == 1) return __reduce_max_sync(kFullWarp, v);
+  return over_set<kSets>(v, [](u32 a, u32 b) { return max(a, b); });
 }
-
 template <int kSets>
 __device__ __forceinline__ u32 sets_sum(u32 v) {
-  if constexpr (kSets == 1) {
-    return __reduce_add_sync(kFullWarp, v);
-  } else {
-#pragma unroll
-    for (int o = 1; o < kSetLanes<kSets>; o <<= 1) v += __shfl_xor_sync(kFullWarp, v, set_bit<kSets>(o));
-    return v;
-  }
+  if constexpr (kSets == 1) return __reduce_add_sync(kFullWarp, v);
+  return over_set<kSets>(v, [](u32 a, u32 b) { return a + b; });
 }
 // The lanes of a warp that work for this thread's set.
 template <int kSets>
