@@ -195,8 +195,9 @@ std::string paged_one_launch_refusal(const PagedShape& s) {
 
 bool paged_keys_fit(const PagedShape& s, const PagedPlan& p) {
   const int sets = s.sets_at_once();
-  const auto row = static_cast<int>(s.index_row_bytes());
-  return paged::keys_have_numbers(int64_t{p.score_iterations} * paged::score_round_keys(row, sets), sets);
+  const int64_t keys =
+      int64_t{p.score_iterations} * paged::score_round_keys(static_cast<int>(s.index_row_bytes()), sets);
+  return keys <= paged::kChunkKeys || keys * (32 / sets) <= 65536;  // number and lane in 16 bits
 }
 
 void complete_plan(const PagedShape& s, PagedPlan& p) {

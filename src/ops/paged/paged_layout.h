@@ -48,10 +48,6 @@ FASA_PAGED_BOTH constexpr int score_round_keys(int row_bytes, int sets) {
 // (paged_sieve.cuh).
 inline constexpr int kChunkKeys = 64;
 inline constexpr int kLeftKeys = 16;
-// Whether a key's number and lane have 16 bits, where a thread has so many; sets: 1, or 4 at once.
-FASA_PAGED_BOTH constexpr bool keys_have_numbers(int64_t keys, int sets) {
-  return keys <= kChunkKeys || keys * (32 / sets) <= 65536;
-}
 FASA_PAGED_BOTH constexpr int key_vector(int round_keys) { return round_keys < 4 ? round_keys : 4; }
 // Heads that the kernel for `heads` heads scored together has room for.
 FASA_PAGED_BOTH constexpr int score_heads(int heads) { return heads <= 4 ? 4 : heads <= 8 ? 8 : 16; }
@@ -89,8 +85,9 @@ struct AttendLayout {
   int slots;    // uint2 [lists * slots], or what a team exchanges; later float [warps][heads of a warp][head_dim]
   int total;
 };
-// team: CTAs of a cluster that does the step in one launch, or 0, and sets of tokens that it chooses; slots: of all lists, where team is 0.
+// Entries of the list of a set in one launch: what is kept, and ties.
 FASA_PAGED_BOTH constexpr int team_entries(int budget, int sets) { return budget + team_ties(sets); }
+// team: CTAs of a cluster that does the step in one launch, or 0, and sets of tokens that it chooses; slots: of all lists, where team is 0.
 FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, int heads, int slots, int index_dims,
                                                      int table_entries, int team, int sets = 1) {
   AttendLayout l{};

@@ -311,7 +311,6 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVec
   const int n = store.n;
   u32 threshold = first_cut<kSets, kFloatKeys>(s, store, base, quota, again);
   const u32 highest = s.highest[set];
-  u32* hist = s.hist + set * kPruneBins;
 
   // Few keys a thread: whose are to be published is seen at once. They are placed in the order of their numbers, then of lanes.
   constexpr int kFew = 8;

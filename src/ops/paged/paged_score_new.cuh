@@ -46,7 +46,7 @@ __device__ __forceinline__ uint4 new_code(const StepParams& p, const ScoreRow& r
 // The list of the new tokens, by one warp: `key` is that of new token `member` below, of this thread's set; 0 past the 8th.
 template <int kSets>
 __device__ __forceinline__ void publish_new(u32 key, int first_new, int slots, uint2* out, uint4* bounds) {
-  const int member = member_of_set<kSets>() & (32 / kSets - 1);
+  const int member = set_lane<kSets>();
   const u32 highest = sets_max<kSets>(key);
   const u32 lowest = ~sets_max<kSets>(key != 0 ? ~key : 0U);
   const u32 all = __ballot_sync(kFullWarp, key != 0);
@@ -115,7 +115,7 @@ __device__ __forceinline__ void score_new(const StepParams& p, int row, int toke
       if (R::token_of(i) < 8) keys[R::token_of(i) * kSets + set_of_thread<kSets>()] = of_round[i];
     }
     __syncwarp();
-    const int member = member_of_set<kSets>() & (32 / kSets - 1);
+    const int member = set_lane<kSets>();
     const int at = span.first_new + member;
     if (member < 8 && at < length && has_head && at >= span.lo && at < span.hi) {
       key = keys[member * kSets + set_of_thread<kSets>()];
