@@ -137,6 +137,7 @@ void check(const PagedSelectArgs& a) {
   require(a.scores != nullptr && a.kept != nullptr, "scores and kept must be given");
   require(a.num_rows >= 1 && a.num_rows <= 65535, "give 1 to 65535 rows of scores");
   require(a.num_tokens >= 1 && a.num_tokens <= a.row_stride, "num_tokens must be 1 to row_stride");
+  require(a.num_tokens <= 1 << 30, "num_tokens is " + number(a.num_tokens) + "; give at most 2^30");
   require(reinterpret_cast<uintptr_t>(a.scores) % 16 == 0 && a.row_stride % 4 == 0,
           "rows of scores must start at multiples of 16 bytes");
   require(a.budget >= 1 && a.budget <= a.num_tokens, "budget must be 1 to num_tokens");
@@ -331,13 +332,25 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
 PagedSelectPlan paged_select_plan(const PagedSelectArgs& a, const PagedDevice& device) {
   check(a);
   PagedSelectPlan p;
-  const int64_t wave = int64_t{device.num_sms} * 3;
-  p.score_ctas = floor_power2(std::clamp<int64_t>(wave / a.num_rows, 1, 64));
-  while (p.score_ctas > 1 && a.num_tokens / p.score_ctas < 1024) p.score_ctas /= 2;
-  while (p.score_ctas < 1024 && a.num_tokens / p.score_ctas > 8192) p.score_ctas *= 2;
+  // One wave of CTAs, with 1,024 tokens each at least.
+  const int64_t wave = int64_t{device.num_sms} * paged::kSelectCtas;
+  p.score_ctas = floor_power2(std::clamp<int64_t>(std::min<int64_t>(wave / a.num_rows, a.num_tokens / 1024), 1, 64));
+  constexpr int64_t kRound = int64_t{paged::kThreads} * paged::kSelectRoundKeys;
+  const auto rounds = [&](int32_t ctas) { return static_cast<int32_t>(ceil_div(a.num_tokens, kRound * ctas)); };
+  const auto holds_all = [&](int32_t ctas) { return rounds(ctas) * paged::kSelectRoundKeys <= paged::kSelectKeys; };
+  // Fewer where their lists are long, as the second kernel goes through them.
+  while (p.score_ctas > 8 && a.budget / p.score_ctas > 24 && holds_all(p.score_ctas / 2)) p.score_ctas /= 2;
   set_quota(a.budget, p.score_ctas, p.quota, p.slots);
-  p.score_iterations = static_cast<int32_t>(ceil_div(a.num_tokens, int64_t{paged::kThreads} * 16 * p.score_ctas));
-  p.score_smem = paged::kPruneSharedBytes1 + 4 * int64_t{paged::kThreads} * 16 * p.score_iterations;
+  // A warp has room for what the whole CTA publishes, and to spare.
+  while (p.score_ctas < 1024 && p.quota > paged::kSelectRoom - 64 && !holds_all(p.score_ctas)) {
+    p.score_ctas *= 2;
+    set_quota(a.budget, p.score_ctas, p.quota, p.slots);
+  }
+  p.score_iterations = rounds(p.score_ctas);
+  const int64_t left = holds_all(p.score_ctas) ? 0 : paged::kThreads / 32 * 8 * paged::kSelectRoom;
+  p.score_smem =
+      paged::kPruneSharedBytes1 + left +
+      int64_t{4} * paged::kThreads * paged::kSelectRoundKeys * std::min(p.score_iterations, paged::kSelectRing);
   p.select_smem = paged::kSelectSharedBytes + int64_t{8} * p.score_ctas * p.slots;
   const int64_t rows = a.num_rows;
   p.workspace_bytes = round_up(rows * p.score_ctas * p.slots * 8, 256) + round_up(rows * p.score_ctas * 16, 256);

@@ -100,6 +100,12 @@ __device__ __forceinline__ void copy_async16(u32 shared, const void* global) {
 __device__ __forceinline__ void copy_async4(u32 shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
 }
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// But for the last kPending of this thread's groups.
+template <int kPending>
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
 __device__ __forceinline__ void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 // Stores to the shared memory of another CTA of the cluster, which that CTA sees by waiting on a barrier of its own: no
 // fence of all memory, as a barrier of the cluster has.
@@ -159,6 +165,11 @@ __device__ __forceinline__ u32 key_of(float s) {
   const u32 b = __float_as_uint(s);
   const u32 key = (b & 0x80000000U) != 0 ? ~b : (b | 0x80000000U);
   return s == s ? key : 0U;
+}
+
+// The float of a key; NaN where there is none.
+__device__ __forceinline__ float value_of(u32 key) {
+  return __uint_as_float((key & 0x80000000U) != 0 ? key ^ 0x80000000U : ~key);
 }
 
 // A position's page and its place in it.

@@ -48,6 +48,13 @@ FASA_PAGED_BOTH constexpr int score_round_keys(int row_bytes, int sets) {
 // (paged_sieve.cuh).
 inline constexpr int kChunkKeys = 64;
 inline constexpr int kLeftKeys = 16;
+// Selection alone: CTAs of an SM, keys of a thread and round, rounds that a thread has on their way, keys that it keeps all of, and
+// where it has more, keys that are left which a warp has room for.
+inline constexpr int kSelectCtas = 2;
+inline constexpr int kSelectRoundKeys = 16;
+inline constexpr int kSelectRing = 4;
+inline constexpr int kSelectKeys = 32;
+inline constexpr int kSelectRoom = 512;
 FASA_PAGED_BOTH constexpr int key_vector(int round_keys) { return round_keys < 4 ? round_keys : 4; }
 // Heads that the kernel for `heads` heads scored together has room for.
 FASA_PAGED_BOTH constexpr int score_heads(int heads) { return heads <= 4 ? 4 : heads <= 8 ? 8 : 16; }

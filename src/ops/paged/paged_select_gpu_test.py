@@ -15,11 +15,16 @@ from paged_check import unit_of
 REDUCED = os.environ.get("FASA_REDUCED") == "1"
 
 
-def select(scores, budget):
-    kept = torch.full((scores.shape[0], budget), -7, dtype=torch.int32, device="cuda")
-    args = paged.SelectArgs(scores.data_ptr(), scores.stride(0), scores.shape[0], scores.shape[1], budget, kept.data_ptr())
+def plan_of(args):
     plan = paged.SelectPlan()
     library.select_plan(args, paged.device(), plan)
+    return plan
+
+
+def select(scores, budget):
+    kept = torch.full((scores.shape[0], budget), -7, dtype=torch.int32, device="cuda")
+    args = paged.SelectArgs(scores.data_ptr(), scores.stride(0), *scores.shape, budget, kept.data_ptr())
+    plan = plan_of(args)
     workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device="cuda")
     library.select(args, plan, paged.POINTER(workspace.data_ptr()), paged.stream())
     return kept
@@ -36,9 +41,13 @@ def check_select(scores, budget):
     assert torch.equal(host.gather(1, out.long()).sort(1, descending=True).values, got.cpu())
 
 
+# The last two have CTAs with more scores than they hold: many for each, and one CTA a row.
+SHAPES = [(3, 20000, 256), (8, 131072, 2048), (5, 999, 999), (40, 12345, 64), (2, 100000, 1), (128, 70000, 256), (270, 50001, 300)]
+
+
 @pytest.mark.parametrize("kind", ["normal", "clustered", "ties", "equal", "hot window", "rising", "infinite", "tiny", "one CTA"])
 def test_select(kind):
-    for rows, tokens, budget in ((3, 20000, 256), (8, 131072, 2048), (5, 999, 999), (40, 12345, 64), (2, 100000, 1), (128, 70000, 256))[:2 if REDUCED else 6]:
+    for rows, tokens, budget in SHAPES[:1] + SHAPES[-1:] if REDUCED else SHAPES:
         g = torch.Generator("cuda").manual_seed(5)
         s = torch.randn(rows, (tokens + 3) // 4 * 4, generator=g, device="cuda")[:, :tokens]
         if kind == "clustered":
@@ -57,14 +66,16 @@ def test_select(kind):
         elif kind == "tiny":
             s.mul_(1e-40)
         elif kind == "one CTA":
-            hot = [unit_of(k, 0, 16) * 16 + i for k in range(budget // 16 + 1) for i in range(16)]
+            ctas = plan_of(paged.SelectArgs(s.data_ptr(), s.stride(0), *s.shape, budget, s.data_ptr())).score_ctas
+            hot = [unit_of(k, 0, ctas) * 16 + i for k in range(budget // 16 + 1) for i in range(16)]
             s[:, [t for t in hot if t < tokens]] += 50
         check_select(s, budget)
 
 
-def test_select_never_keeps_nan():
-    s = torch.full((2, 4096), float("nan"), device="cuda")
-    s[:, 100:300] = torch.randn(2, 200, device="cuda")
+@pytest.mark.parametrize("rows, tokens", [(2, 4096), (270, 40000)])
+def test_select_never_keeps_nan(rows, tokens):
+    s = torch.full((rows, tokens), float("nan"), device="cuda")
+    s[:, 100:300] = torch.randn(rows, 200, device="cuda")
     kept = select(s, 512)
     assert bool((kept[:, 200:] == -1).all())
-    assert torch.equal(kept[:, :200].sort(1).values, torch.arange(100, 300, device="cuda", dtype=torch.int32).expand(2, 200))
+    assert torch.equal(kept[:, :200].sort(1).values, torch.arange(100, 300, device="cuda", dtype=torch.int32).expand(rows, 200))
