@@ -26,7 +26,7 @@ namespace fs = std::filesystem;
 
 struct InspectOptions {
   std::string profile;
-  std::string criterion = "variance";
+  std::string criterion = PolicySettings().criterion;
   std::string n_tip = "50%";
   bool per_head = false;
   bool json = false;
@@ -251,7 +251,7 @@ void add_inspect_command(CLI::App& app) {
   command->add_option("profile", options->profile, "Profile, as `fasa calibrate` writes it")->required();
   command
       ->add_option("--criterion", options->criterion,
-                   "Measure to rank by: variance, energy, ca64, ca256, ca512, ca1024")
+                   "Measure to rank by: energy, variance, ca64, ca256, ca512, ca1024")
       ->capture_default_str();
   command->add_option("--n-tip", options->n_tip, "Chunks to keep: a share of a head's (25%) or a count (8)")
       ->capture_default_str();

@@ -80,7 +80,7 @@ void add_common_options(CLI::App& command, CommonOptions& options, Arity policie
       ->group(group);
   command
       .add_option("--criterion", options.defaults.criterion,
-                  "Measure of the profile that ranks the chunks: variance, ca64, ca256, ...")
+                  "Measure of the profile that ranks the chunks: energy, variance, ca64, ca256, ...")
       ->default_str(options.defaults.criterion)
       ->group(group);
   command.add_option("--sinks", options.defaults.sinks, "First tokens that are always kept")
@@ -116,7 +116,8 @@ void add_common_options(CLI::App& command, CommonOptions& options, Arity policie
       ->group(group);
   command
       .add_option("--budget-slope", options.defaults.budget_slope,
-                  "Budget of the first sparse layer is 1 + slope times --budget, of the last 1 - slope, linear between")
+                  "Budget of the first sparse layer is 1 + slope times --budget, of the last 1 - slope, linear between "
+                  "(default: 0.3 for fasa, 0 for the others)")
       ->check(CLI::Range(-1.0, 1.0))
       ->group(group);
   command.add_option("--page", options.defaults.page, "Rows of a page (quest, quickllama, actqkv)")
@@ -182,7 +183,7 @@ std::vector<Setting> backend_settings(const CommonOptions& options, const Policy
     all.push_back({"dense_list", fmt::format("{}", fmt::join(settings.dense_list, "+"))});
   if (!settings.weights.empty()) all.push_back({"weights", settings.weights});
   if (settings.n_tip_by_layer) all.push_back({"n_tip_by_layer", "1"});
-  if (settings.budget_slope != 0) all.push_back({"budget_slope", fmt::format("{}", settings.budget_slope)});
+  all.push_back({"budget_slope", fmt::format("{}", budget_slope_for(settings))});
   return all;
 }
 

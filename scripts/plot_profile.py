@@ -9,7 +9,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("profile")
     parser.add_argument("picture")
-    parser.add_argument("--criterion", default="variance")
+    parser.add_argument("--criterion", default="energy")
     args = parser.parse_args()
     try:
         import matplotlib

@@ -99,6 +99,7 @@ Json Evaluation::lane_settings(const Lane& lane) const {
   const Policy& policy = find_policy(lane.settings.kind);
   for (const auto& [key, value] : backend_settings(options_.common, lane.settings)) {
     if (!concerns(policy, key)) continue;
+    if (key == "budget_slope" && value == "0") continue;  // the same in every layer goes without saying
     char* end = nullptr;
     const int64_t number = std::strtoll(value.c_str(), &end, 10);
     if (key == "seed") {  // the evaluations' own seed is of the prompts

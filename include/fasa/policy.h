@@ -50,19 +50,22 @@ const PolicyInfo& policy_info(PolicyKind kind);
 
 struct PolicySettings {
   PolicyKind kind = PolicyKind::kFasa;
-  int64_t budget = 256;                // N_fac: rows kept per query, sinks and recent included
-  int64_t sinks = 4;                   // first tokens always kept
-  int64_t recent = 32;                 // last tokens always kept
-  double fc_fraction = 0.5;            // N_tip as a fraction of the head's FCs, used when fc_count is 0
-  int64_t fc_count = 0;                // N_tip as a count
-  std::string criterion = "variance";  // which measure of the profile ranks the FCs
-  bool share_fcs = true;               // one set of FCs for a KV group (a smaller index)
-  bool share_tokens = false;           // one choice of tokens for a KV group (max of the heads' scores)
-  int64_t dense_layers = 2;            // the first layers keep full attention
-  std::vector<int32_t> dense_list;     // and so do these
-  std::string weights;                 // measure that multiplies an FC's score (mean of the plane's heads); empty: none
-  bool n_tip_by_layer = false;         // layers share out N_tip times their number by what an FC adds
-  double budget_slope = 0;  // the first sparse layer's budget is 1 + slope times `budget`, the last 1 - slope
+  int64_t budget = 256;              // N_fac: rows kept per query, sinks and recent included
+  int64_t sinks = 4;                 // first tokens always kept
+  int64_t recent = 32;               // last tokens always kept
+  double fc_fraction = 0.5;          // N_tip as a fraction of the head's FCs, used when fc_count is 0
+  int64_t fc_count = 0;              // N_tip as a count
+  std::string criterion = "energy";  // which measure of the profile ranks the FCs
+  bool share_fcs = true;             // one set of FCs for a KV group (a smaller index)
+  bool share_tokens = false;         // one choice of tokens for a KV group (max of the heads' scores)
+  int64_t dense_layers = 2;          // the first layers keep full attention
+  std::vector<int32_t> dense_list;   // and so do these
+  std::string weights;               // measure that multiplies an FC's score (mean of the plane's heads); empty: none
+  bool n_tip_by_layer = false;       // layers share out N_tip times their number by what an FC adds
+  // The first sparse layer's budget is 1 + slope times `budget`, the last 1 - slope, linear between; none: budget_slope_for.
+  std::optional<double> budget_slope;
+  int64_t full_rows =
+      0;  // of up to so many rows none is left out, whatever `budget` (layer_settings: the unscaled one)
   std::optional<IndexType> index_type;  // none: index_type_for
   int64_t page = 16;                    // rows of a page (policies that choose pages)
   int64_t window = 32;                  // last queries that are looked at (PolicyInfo::observes_prefill)
@@ -82,6 +85,10 @@ std::optional<IndexType> parse_index_type(std::string_view name);
 // What the settings say, else int4 for heads of up to 128 dims and int8 for larger ones: half of the FCs in 4 bits beat a
 // quarter in 8 at 64 dims, while at 256 dims one scale is too coarse for so many values of 4 bits (docs/quality.md).
 IndexType index_type_for(const PolicySettings& settings, int64_t head_dim);
+
+// What the settings say, else 0.3 for kFasa, whose first sparse layers need more tokens than its last (docs/quality.md), and 0
+// for the others, as their papers have it.
+double budget_slope_for(const PolicySettings& settings);
 
 bool is_dense_layer(const PolicySettings& settings, int32_t layer);
 

@@ -63,7 +63,7 @@ std::vector<std::vector<int32_t>> dominant_fcs(const LayerProfile& layer, const 
 std::vector<std::vector<double>> fc_shares(const LayerProfile& layer, const PolicySettings& settings);
 
 // `settings` as they hold in one layer: its N_tip and budget (n_tip_by_layer, budget_slope), under the same totals over
-// the layers of the profile that are neither dense nor windowed.
+// the layers of the profile that are neither dense nor windowed. A context within the budget is attended to in full by all of them.
 PolicySettings layer_settings(const Profile& profile, const PolicySettings& settings, int32_t layer);
 
 // The mean of `settings.weights` over a plane's heads for its dominant FCs, [num_planes][n_tip]; empty without weights.

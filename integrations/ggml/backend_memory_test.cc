@@ -29,13 +29,13 @@ void expect_fresh_index() { EXPECT_EQ(backend().check_index(), 0); }
 
 TEST(BackendMemory, SequencesOfDifferentLengthInOneBatch) {
   for (const bool unified : {true, false}) {
-    setup().use("budget=64 recent=16");
+    setup().use("budget=80 recent=16");
     ContextOptions options;
     options.n_ctx = 2048;
     options.n_seq_max = 3;
     options.kv_unified = unified;
     const ContextPtr context = make_context(setup().model(), options);
-    const int lengths[] = {kPrompt, 90, 200};
+    const int lengths[] = {kPrompt, 160, 200};  // all above 1.5 times the budget
     for (int s = 0; s < 3; ++s) prefill(context.get(), tokens(lengths[s], 10 + s), 0, s);
     const auto next = tokens(6, 20);
     std::vector<std::vector<std::vector<float>>> expected;

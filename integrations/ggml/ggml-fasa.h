@@ -15,8 +15,8 @@ extern "C" {
 
 /* "fasa_ggml_configure": settings as "key=value" pairs separated by spaces or commas, the same keys as the environment
  * variables in lower case without FASA_: profile=PATH policy=fasa|full|oracle|... budget=256 sinks=4 recent=32
- * n_tip=50%|8 criterion=variance share_fcs=1 share_tokens=0 dense_layers=2 index=auto|int4|int8|f16 page=16 window=32
- * basis=post|pre seed=1 dense_list=5+7 weights=slope n_tip_by_layer=0 budget_slope=0 verbose=0
+ * n_tip=50%|8 criterion=energy share_fcs=1 share_tokens=0 dense_layers=2 index=auto|int4|int8|f16 page=16 window=32
+ * basis=post|pre seed=1 dense_list=5+7 weights=slope n_tip_by_layer=0 budget_slope=0.3 verbose=0
  * Keys not named keep their defaults (not their former values). Returns 0, or non-zero and *message (valid until the
  * thread's next call) says what is wrong; then the configuration stays as it was. */
 typedef int (*fasa_ggml_configure_t)(const char* settings, const char** message);

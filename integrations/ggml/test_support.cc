@@ -73,7 +73,7 @@ Profile random_profile(const std::string& gguf_path, uint64_t seed) {
     layer.rope.rotary_dim = layer.rope.head_dim;
     layer.sliding_window = windowed && l % period != period - 1;
     if (!layer.sliding_window) {
-      std::vector<float>& values = layer.measures["variance"];
+      std::vector<float>& values = layer.measures["energy"];
       values.resize(static_cast<size_t>(layer.num_q_heads) * static_cast<size_t>(num_fcs(layer.rope)));
       std::ranges::generate(values, [&] { return measure(random); });
       const auto head_dim = static_cast<size_t>(layer.rope.head_dim);

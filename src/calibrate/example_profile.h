@@ -18,7 +18,7 @@ inline Profile example_profile() {
     layer.num_kv_heads = 2;
     layer.sliding_window = l == 1;
     layer.rope = {RopeLayout::kInterleaved, 8, 6, 10000.0};
-    for (const char* name : {"ca256", "variance"}) {
+    for (const char* name : {"ca256", "energy"}) {
       if (layer.sliding_window) continue;
       std::vector<float>& values = layer.measures[name];
       for (int i = 0; i < 16; ++i) values.push_back(static_cast<float>((i * 7 + l) % 16) / 7.0F);

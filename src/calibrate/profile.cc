@@ -224,10 +224,11 @@ PolicySettings layer_settings(const Profile& profile, const PolicySettings& sett
   }
   if (at >= sparse.size()) return result;
   if (settings.n_tip_by_layer) result.fc_count = shared_out(sparse, settings, at);
-  if (settings.budget_slope != 0 && sparse.size() > 1) {
+  if (const double slope = budget_slope_for(settings); slope != 0 && sparse.size() > 1) {
     const double place = 1 - 2 * static_cast<double>(at) / static_cast<double>(sparse.size() - 1);
-    const auto scaled = std::llround(static_cast<double>(settings.budget) * (1 + settings.budget_slope * place));
+    const auto scaled = std::llround(static_cast<double>(settings.budget) * (1 + slope * place));
     result.budget = std::max<int64_t>(scaled, settings.sinks + settings.recent + 1);
+    result.full_rows = settings.budget;
   }
   return result;
 }

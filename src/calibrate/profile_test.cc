@@ -252,7 +252,7 @@ TEST(Profile, FindsLayers) {
 LayerProfile four_heads() {
   LayerProfile layer = example_profile().layers[0];
   // Head 0's FC 1 is by far its largest; head 1's values are large, but flat.
-  layer.measures["variance"] = {1, 8, 0, 1, /**/ 40, 30, 50, 40, /**/ 0, 0, 0, 0, /**/ 1, 2, 2, 1};
+  layer.measures["energy"] = {1, 8, 0, 1, /**/ 40, 30, 50, 40, /**/ 0, 0, 0, 0, /**/ 1, 2, 2, 1};
   return layer;
 }
 
@@ -288,7 +288,7 @@ TEST(DominantFcs, NamesTheCriteriaThereAre) {
   PolicySettings settings;
   settings.criterion = "beauty";
   EXPECT_EQ(message_of([&] { dominant_fcs(four_heads(), settings); }, ErrorCode::kInvalidArgument),
-            "The profile has no criterion 'beauty' for layer 0: choose one of ca256, variance.");
+            "The profile has no criterion 'beauty' for layer 0: choose one of ca256, energy.");
 }
 
 // Three layers of 2 KV heads with one query head each and 4 FCs; `shares` are those of both heads.
@@ -299,7 +299,7 @@ Profile three_layers(const std::vector<std::vector<float>>& shares) {
     layer.layer = l;
     layer.num_q_heads = layer.num_kv_heads = 2;
     layer.rope = {RopeLayout::kHalf, 8, 8, 10000.0};
-    for (const char* name : {"variance", "slope"}) {
+    for (const char* name : {"energy", "slope"}) {
       for (int head = 0; head < 2; ++head) {
         layer.measures[name].insert(layer.measures[name].end(), shares[l].begin(), shares[l].end());
       }
@@ -333,12 +333,19 @@ TEST(LayerSettings, BudgetFallsAlongTheSparseLayers) {
   PolicySettings settings;
   settings.dense_layers = 0;
   settings.budget = 100;
+  EXPECT_EQ(layer_settings(profile, settings, 0).budget, 130) << "what FASA does where nothing is said";
   settings.budget_slope = 0.5;
   EXPECT_EQ(layer_settings(profile, settings, 0).budget, 150);
+  EXPECT_EQ(layer_settings(profile, settings, 2).full_rows, 100);
   EXPECT_EQ(layer_settings(profile, settings, 1).budget, 100);
   EXPECT_EQ(layer_settings(profile, settings, 2).budget, 50);
   settings.budget_slope = 1;
   EXPECT_EQ(layer_settings(profile, settings, 2).budget, 37) << "sinks, recent and one more";
+  settings.budget_slope = 0;
+  EXPECT_EQ(layer_settings(profile, settings, 0).budget, 100);
+  settings.budget_slope.reset();
+  settings.kind = PolicyKind::kOracle;
+  EXPECT_EQ(layer_settings(profile, settings, 0).budget, 100) << "the others have one budget for all layers";
 }
 
 TEST(FcWeights, AreTheMeansOfTheChosenFcs) {

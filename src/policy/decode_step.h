@@ -1,6 +1,7 @@
 // One decode step of one query token in one layer, under a policy.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -63,7 +64,7 @@ const Policy& find_policy(PolicyKind kind);
 
 // Whether `settings` leaves out any of `num_visible` rows. If not, decode_step is full attention.
 inline bool is_sparse(const PolicySettings& settings, int64_t num_visible) {
-  return settings.kind != PolicyKind::kFull && num_visible > settings.budget;
+  return settings.kind != PolicyKind::kFull && num_visible > std::max(settings.budget, settings.full_rows);
 }
 
 DecodeReport decode_step(Context& context, const PolicySettings& settings, const DecodeStep& step);

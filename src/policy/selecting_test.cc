@@ -337,6 +337,30 @@ TEST(Selecting, RoomForEveryRowIsFullAttention) {
   }
 }
 
+// A layer whose share of the budget is small leaves nothing out of a context that the whole budget covers.
+TEST(Selecting, AContextWithinTheWholeBudgetIsFullAttention) {
+  PolicySettings settings = small_settings(PolicyKind::kFasa);
+  settings.full_rows = kPrompt + 1;
+  Simulation s(settings);
+  s.prefill(kPrompt);
+  for (const bool sparse : {false, true}) {
+    s.next_token();
+    EXPECT_EQ(decode_step(s.context, s.settings, s.step()).sparse, sparse);
+  }
+}
+
+TEST(Settings, TheFirstSparseLayersOfFasaHaveMoreOfTheBudget) {
+  PolicySettings settings;
+  for (const PolicyInfo& info : policy_infos()) {
+    settings.kind = info.kind;
+    EXPECT_EQ(budget_slope_for(settings), info.kind == PolicyKind::kFasa ? 0.3 : 0.0) << info.name;
+  }
+  settings.budget_slope = -0.25;
+  EXPECT_EQ(budget_slope_for(settings), -0.25);
+  settings.budget_slope = 1.5;
+  EXPECT_THROW(check(settings), Error);
+}
+
 TEST(Selecting, OverwrittenAndRotatedRowsAreSeen) {
   for (const PolicyInfo& info : policy_infos()) {
     if (info.drops_tokens || info.kind == PolicyKind::kFull) continue;

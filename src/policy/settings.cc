@@ -31,8 +31,8 @@ void check(const PolicySettings& settings) {
   if (settings.dense_layers < 0) {
     fail(fmt::format("dense_layers is {}: give 0 or more.", settings.dense_layers));
   }
-  if (!(settings.budget_slope >= -1 && settings.budget_slope <= 1)) {
-    fail(fmt::format("budget_slope is {}: give -1 to 1.", settings.budget_slope));
+  if (const double slope = budget_slope_for(settings); !(slope >= -1 && slope <= 1)) {
+    fail(fmt::format("budget_slope is {}: give -1 to 1.", slope));
   }
   if (settings.page < 1 || settings.page > 65536) {
     fail(fmt::format("page is {} rows: give 1 to 65536.", settings.page));
@@ -61,6 +61,10 @@ std::optional<IndexType> parse_index_type(std::string_view name) {
 IndexType index_type_for(const PolicySettings& settings, int64_t head_dim) {
   constexpr int64_t kLargestForInt4 = 128;
   return settings.index_type.value_or(head_dim <= kLargestForInt4 ? IndexType::kI4 : IndexType::kI8);
+}
+
+double budget_slope_for(const PolicySettings& settings) {
+  return settings.budget_slope.value_or(settings.kind == PolicyKind::kFasa ? 0.3 : 0.0);
 }
 
 bool is_dense_layer(const PolicySettings& settings, int32_t layer) {

@@ -31,7 +31,7 @@ struct Simulation {
     profile.num_q_heads = kHeads;
     profile.num_kv_heads = kKvHeads;
     profile.rope = {RopeLayout::kHalf, kDim, kDim, 10000.0};
-    profile.measures["variance"] = uniform(kHeads * kDim / 2);
+    profile.measures["energy"] = uniform(kHeads * kDim / 2);
     profile.channels["abs_qk"] = uniform(kHeads * kDim);
     for (const char* name : {"pca_pre", "pca_post"}) profile.bases[name] = normal_values(kKvHeads * kDim / 2 * kDim);
     const Policy& policy = find_policy(settings.kind);

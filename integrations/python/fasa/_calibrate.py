@@ -37,7 +37,7 @@ class Profile:
         """Numbers of the layers, ascending."""
         return [layer["layer"] for layer in self._content["layers"]]
 
-    def measure(self, layer, criterion="variance"):
+    def measure(self, layer, criterion="energy"):
         """float32 [num_q_heads, num_fcs]: one measure of a layer, as in the file (6 digits)."""
         measures = self._layer(layer)["measures"]
         if criterion not in measures:
@@ -46,7 +46,7 @@ class Profile:
             )
         return torch.tensor(measures[criterion], dtype=torch.float32)
 
-    def dims(self, layer, *, fc_count=0, fc_fraction=0.25, share_fcs=True, criterion="variance", device=None):
+    def dims(self, layer, *, fc_count=0, fc_fraction=0.25, share_fcs=True, criterion="energy", device=None):
         """int16 [num_planes, 2 * N_tip]: the dims of a layer's N_tip dominant frequency chunks, best first, a chunk's
         two dims side by side; `dims` of fasa.paged.
 

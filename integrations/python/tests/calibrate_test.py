@@ -66,7 +66,7 @@ def test_measures_are_the_formulas(device, dtype, layout, rotary_dim):
         # float32 may order two tokens at the edge of a top 64 otherwise, in one of ten queries.
         slack = 1.1 / 640 if name == "ca64" else 0
         assert torch.allclose(profile.measure(0, name).double(), values, rtol=2e-5, atol=slack), name
-    best = expected["variance"][0].argsort(descending=True)[:3]
+    best = expected["energy"][0].argsort(descending=True)[:3]
     dims = profile.dims(0, fc_count=3, share_fcs=False)
     assert dims.dtype == torch.int16 and dims.shape == (4, 6)
     assert dims[0].tolist() == [d for chunk in best.tolist() for d in pairs[chunk]]
@@ -75,8 +75,8 @@ def test_measures_are_the_formulas(device, dtype, layout, rotary_dim):
 def test_dims_of_a_group_are_the_largest_share():
     q, k = tensors()
     profile = fasa.calibrate_from_tensors(q, k, "half")
-    variance = profile.measure(0).double()
-    shares = (variance / variance.sum(1, keepdim=True)).unflatten(0, (2, 2)).amax(1)
+    energy = profile.measure(0).double()
+    shares = (energy / energy.sum(1, keepdim=True)).unflatten(0, (2, 2)).amax(1)
     order = shares.argsort(1, descending=True)[:, :2]  # 25% of 8 chunks
     assert torch.equal(profile.dims(0).long(), torch.stack([order, order + 8], -1).flatten(1))
 
