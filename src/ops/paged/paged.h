@@ -188,7 +188,7 @@ struct PagedSelectArgs {
   const float* scores = nullptr;  // [num_rows, row_stride], 16-byte aligned rows
   int64_t row_stride = 0;         // floats
   int32_t num_rows = 0;
-  int32_t num_tokens = 0;
+  int32_t num_tokens = 0;   // at most 2^30
   int32_t budget = 0;       // <= num_tokens
   int32_t* kept = nullptr;  // [num_rows, budget], order fixed but unspecified; unused: -1
 };

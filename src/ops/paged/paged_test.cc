@@ -186,10 +186,14 @@ TEST(PagedPlan, SelectionAloneFits) {
         EXPECT_GE(int64_t{p.score_iterations} * paged::kThreads * 16 * p.score_ctas, tokens);
         EXPECT_GE(int64_t{p.quota} * p.score_ctas, budget);
         EXPECT_LE(std::max(p.score_smem, p.select_smem), kPagedSharedMemory);
+        const bool holds_all = p.score_iterations * paged::kSelectRoundKeys <= paged::kSelectKeys;
+        EXPECT_TRUE(holds_all || p.quota <= paged::kSelectRoom - 32) << "a warp's room";
       }
     }
   }
   EXPECT_THROW(check(PagedSelectArgs{&scores, 4, 1, 4, 5, &kept}), Error);
+  alignas(16) float aligned[4] = {};
+  EXPECT_THROW(check(PagedSelectArgs{aligned, int64_t{1} << 31, 1, (1 << 30) + 1, 1, &kept}), Error);
 }
 
 TEST(PagedBytes, CountsWhatOneStepMoves) {
