@@ -64,8 +64,8 @@ struct PolicySettings {
   bool n_tip_by_layer = false;       // layers share out N_tip times their number by what an FC adds
   // The first sparse layer's budget is 1 + slope times `budget`, the last 1 - slope, linear between; none: budget_slope_for.
   std::optional<double> budget_slope;
-  int64_t full_rows =
-      0;  // of up to so many rows none is left out, whatever `budget` (layer_settings: the unscaled one)
+  // Of up to so many rows none is left out, whatever `budget`: layer_settings puts the budget here before it scales it.
+  int64_t full_rows = 0;
   std::optional<IndexType> index_type;  // none: index_type_for
   int64_t page = 16;                    // rows of a page (policies that choose pages)
   int64_t window = 32;                  // last queries that are looked at (PolicyInfo::observes_prefill)

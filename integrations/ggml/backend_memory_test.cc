@@ -35,7 +35,7 @@ TEST(BackendMemory, SequencesOfDifferentLengthInOneBatch) {
     options.n_seq_max = 3;
     options.kv_unified = unified;
     const ContextPtr context = make_context(setup().model(), options);
-    const int lengths[] = {kPrompt, 160, 200};  // all above 1.5 times the budget
+    const int lengths[] = {kPrompt, 160, 200};  // above every layer's budget
     for (int s = 0; s < 3; ++s) prefill(context.get(), tokens(lengths[s], 10 + s), 0, s);
     const auto next = tokens(6, 20);
     std::vector<std::vector<std::vector<float>>> expected;
