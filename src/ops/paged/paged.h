@@ -16,9 +16,9 @@
 // code never is NaN: encode maps NaN to 0 and clamps infinities, so a NaN in K reaches only the
 // outputs that keep its token.
 //
-// Integer codes are scored with the query rounded to 16 bits relative to the largest
-// |q * index_scale| of the heads scored together, exactly from there on; float codes (bf16, fp8) in
-// f32 with the query as a sum of two 16-bit floats.
+// Codes are scored with q * index_scale rounded, relative to the largest |q * index_scale| of the heads scored together: to 16 bits
+// for int8, to 8 bits for int4, to an f16 for fp8 (a finer one would be lost in the rounding of the codes); to a sum of two bf16 for
+// bf16. Integer scores are exact from there on, the others are sums in f32.
 //
 // encode: x * (1 / index_scale[plane][d]), each in f32, rounded to nearest even; int8 clamps to +-127, int4 to +-7
 // (two to a byte, first dim in the low nibble), fp8 e4m3 to +-448, bf16 to its largest.

@@ -1,9 +1,6 @@
 // The index types on the tensor cores. A lane holds a piece, 16 bytes of an index row, just as it came from memory: pairs of
-// its words are an operand of the products, whose order of dims is free, so that nothing needs shuffling or moving.
-//
-// Fragments (lane = 4 * g + c): a row of 16, 32 or 64 bytes is 1, 2 or 4 pieces, so the four lanes of a quad hold kRows = 4,
-// 2 or 1 rows; the 8 quads are the columns of a product. Its rows are queries: row m < 8 is one head for one of the quad's
-// rows (zeros for the lanes of the others), row m + 8 the low part of the same query, which is in two parts.
+// its words, widened where need be, are an operand of the products, whose order of dims is free, so that nothing needs shuffling
+// (paged_scorer.cuh).
 #pragma once
 
 #include "src/ops/paged/paged_device.cuh"
@@ -42,6 +39,7 @@ __device__ __forceinline__ uint2 two_words(const uint4& v, int i) { return make_
 
 // A codec has
 //   kPieceDims, kPartBytes   dims of a piece, bytes of one of them in a part of the query
+//   kParts                   of the query: 2 where one would be coarser than the codes
 //   kSlabs                   products of a piece; operand() gives the two words of each
 //   limit()                  the largest |x| of a query after scaling
 //   store_query()            writes dim `d` of a head's parts at `high` and `low` (whole pieces, kPieceDims * kPartBytes each)
@@ -50,20 +48,12 @@ __device__ __forceinline__ uint2 two_words(const uint4& v, int i) { return make_
 template <PagedIndexType kType>
 struct Codec;
 
-// Integer codes: query = 256 * high + low, each a signed byte; sums are exact.
+// Integer codes: sums are exact.
 struct IntegerCodec {
   using Score = int;
   static constexpr int kPartBytes = 1;
-  static __device__ __forceinline__ float limit() { return 32512.0F; }
-  static __device__ __forceinline__ int join(int high, int low) { return high * 256 + low; }
-  static __device__ __forceinline__ void multiply(int (&d)[4], const u32 (&q)[4], uint2 words) {
-    mma_s8_k32(d, q[0], q[1], q[2], q[3], words.x, words.y);
-  }
-  static __device__ __forceinline__ void split(float x, char* high, char* low) {
-    const int q16 = __float2int_rn(x);
-    const int l = static_cast<int>(static_cast<signed char>(q16 & 255));
-    *high = static_cast<char>((q16 - l) >> 8);
-    *low = static_cast<char>(l);
+  static __device__ __forceinline__ void multiply(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    mma_s8_k32(d, a[0], a[1], a[2], a[3], b0, b1);
   }
 };
 
@@ -71,9 +61,16 @@ template <>
 struct Codec<PagedIndexType::kI8> : IntegerCodec {
   static constexpr int kPieceDims = 16;
   static constexpr int kSlabs = 2;
+  static constexpr int kParts = 2;
+  static __device__ __forceinline__ float limit() { return 32512.0F; }
+  static __device__ __forceinline__ int join(int high, int low) { return high * 256 + low; }
   static __device__ __forceinline__ uint2 operand(const uint4& piece, int slab) { return two_words(piece, slab); }
+  // query = 256 * high + low, each a signed byte.
   static __device__ __forceinline__ void store_query(float x, int d, char* high, char* low) {
-    split(x, high + d, low + d);
+    const int q16 = __float2int_rn(x);
+    const int l = static_cast<int>(static_cast<signed char>(q16 & 255));
+    high[d] = static_cast<char>((q16 - l) >> 8);
+    low[d] = static_cast<char>(l);
   }
   static __device__ __forceinline__ u32 encode_word(const float* x) {
     return pack4(encode_int(x[0], 127), encode_int(x[1], 127), encode_int(x[2], 127), encode_int(x[3], 127));
@@ -85,14 +82,15 @@ template <>
 struct Codec<PagedIndexType::kI4> : IntegerCodec {
   static constexpr int kPieceDims = 32;
   static constexpr int kSlabs = 4;
+  static constexpr int kParts = 1;
+  static __device__ __forceinline__ float limit() { return 127.0F; }
   static __device__ __forceinline__ uint2 operand(const uint4& piece, int slab) {
     const u32 w = word(piece, slab);
     return make_uint2((w << 4) & 0xF0F0F0F0U, w & 0xF0F0F0F0U);
   }
   // Of 8 dims the even ones come first, as operand() has them.
-  static __device__ __forceinline__ void store_query(float x, int d, char* high, char* low) {
-    const int at = (d & ~7) + ((d & 1) << 2) + ((d & 7) >> 1);
-    split(x, high + at, low + at);
+  static __device__ __forceinline__ void store_query(float x, int d, char* only, char*) {
+    only[(d & ~7) + ((d & 1) << 2) + ((d & 7) >> 1)] = static_cast<char>(__float2int_rn(x));
   }
   static __device__ __forceinline__ u32 encode_word(const float* x) {
     u32 w = 0;
@@ -102,11 +100,10 @@ struct Codec<PagedIndexType::kI4> : IntegerCodec {
   }
 };
 
-// Float codes: query = high + low, each a 16-bit float; sums in f32.
+// Float codes: sums in f32.
 struct FloatCodec {
   using Score = float;
   static constexpr int kPartBytes = 2;
-  static __device__ __forceinline__ float join(float high, float low) { return high + low; }
 };
 
 // e4m3 widens exactly to f16.
@@ -114,6 +111,7 @@ template <>
 struct Codec<PagedIndexType::kF8E4M3> : FloatCodec {
   static constexpr int kPieceDims = 16;
   static constexpr int kSlabs = 4;
+  static constexpr int kParts = 1;
   static __device__ __forceinline__ float limit() { return 16.0F; }
   static __device__ __forceinline__ u32 widen(u32 two) {
     u32 h;
@@ -125,13 +123,11 @@ struct Codec<PagedIndexType::kF8E4M3> : FloatCodec {
     const u32 w = word(piece, slab);
     return make_uint2(widen(w & 0xFFFFU), widen(w >> 16));
   }
-  static __device__ __forceinline__ void multiply(float (&d)[4], const u32 (&q)[4], uint2 words) {
-    mma_f16(d, q[0], q[1], q[2], q[3], words.x, words.y);
+  static __device__ __forceinline__ void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    mma_f16(d, a[0], a[1], a[2], a[3], b0, b1);
   }
-  static __device__ __forceinline__ void store_query(float x, int d, char* high, char* low) {
-    const __half h = __float2half_rn(x);
-    reinterpret_cast<__half*>(high)[d] = h;
-    reinterpret_cast<__half*>(low)[d] = __float2half_rn(x - __half2float(h));
+  static __device__ __forceinline__ void store_query(float x, int d, char* only, char*) {
+    reinterpret_cast<__half*>(only)[d] = __float2half_rn(x);
   }
   static __device__ __forceinline__ u32 encode_word(const float* x) {
     return encode_fp8(x[0]) | encode_fp8(x[1]) << 8 | encode_fp8(x[2]) << 16 | encode_fp8(x[3]) << 24;
@@ -142,10 +138,12 @@ template <>
 struct Codec<PagedIndexType::kBF16> : FloatCodec {
   static constexpr int kPieceDims = 8;
   static constexpr int kSlabs = 2;
+  static constexpr int kParts = 2;
   static __device__ __forceinline__ float limit() { return 1.0F; }
+  static __device__ __forceinline__ float join(float high, float low) { return high + low; }
   static __device__ __forceinline__ uint2 operand(const uint4& piece, int slab) { return two_words(piece, slab); }
-  static __device__ __forceinline__ void multiply(float (&d)[4], const u32 (&q)[4], uint2 words) {
-    mma_bf16(d, q[0], q[1], q[2], q[3], words.x, words.y);
+  static __device__ __forceinline__ void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    mma_bf16(d, a[0], a[1], a[2], a[3], b0, b1);
   }
   static __device__ __forceinline__ void store_query(float x, int d, char* high, char* low) {
     const __nv_bfloat16 h = __float2bfloat16_rn(x);

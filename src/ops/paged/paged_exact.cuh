@@ -16,7 +16,7 @@ struct ScalarScorer {
   int head0;
   int heads;
   int kv_head;
-  u32* query;    // shared, [heads][index_dims]: q16 or float bits
+  u32* query;    // shared, [heads][index_dims]: rounded query (paged.h), an integer or float bits
   u32* largest;  // shared, one word
 
   static __device__ bool integer(const PagedShape& s) {
@@ -40,10 +40,12 @@ struct ScalarScorer {
       atomicMax(largest, __float_as_uint(fmaxf(fabsf(x), 0.0F)));
     }
     __syncthreads();
-    const float inverse = 32512.0F / fmaxf(__uint_as_float(*largest), 1e-30F);
-    if (integer(s)) {
+    if (s.index_type != PagedIndexType::kBF16) {
+      const float limit = s.index_type == PagedIndexType::kI8 ? 32512.0F : integer(s) ? 127.0F : 16.0F;
+      const float inverse = limit / fmaxf(__uint_as_float(*largest), 1e-30F);
       for (int i = threadIdx.x; i < heads * dims; i += blockDim.x) {
-        query[i] = static_cast<u32>(__float2int_rn(__uint_as_float(query[i]) * inverse));
+        const float x = __uint_as_float(query[i]) * inverse;
+        query[i] = integer(s) ? static_cast<u32>(__float2int_rn(x)) : __float_as_uint(__half2float(__float2half_rn(x)));
       }
     }
     __syncthreads();

@@ -1,4 +1,4 @@
-// The paged decode step, scalar, f64 but for what paged.h fixes bit by bit (index codes, 16-bit queries).
+// The paged decode step, scalar, f64 but for what paged.h fixes bit by bit (index codes, rounded queries).
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -116,7 +116,7 @@ struct Step {
     }
   }
 
-  // q * index_scale of heads first..first+count-1; integers for integer codes.
+  // q * index_scale of heads first..first+count-1, rounded as paged.h says.
   std::vector<double> queries(int32_t seq, int32_t token, int32_t first, int32_t count) const {
     std::vector<double> q;
     float largest = 0;
@@ -128,9 +128,15 @@ struct Step {
         largest = std::fmax(largest, std::fabs(x));
       }
     }
-    if (s.index_type == PagedIndexType::kI8 || s.index_type == PagedIndexType::kI4) {
-      const float inverse = 32512.0F / std::fmax(largest, 1e-30F);
-      for (double& x : q) x = std::nearbyint(static_cast<float>(x) * inverse);
+    if (s.index_type == PagedIndexType::kBF16) return q;
+    const bool is_fp8 = s.index_type == PagedIndexType::kF8E4M3;
+    const float inverse = (is_fp8                                ? 16.0F
+                           : s.index_type == PagedIndexType::kI8 ? 32512.0F
+                                                                 : 127.0F) /
+                          std::fmax(largest, 1e-30F);
+    for (double& x : q) {
+      const float scaled = static_cast<float>(x) * inverse;
+      x = is_fp8 ? f16_to_f32(f32_to_f16(scaled)) : std::nearbyint(scaled);
     }
     return q;
   }

@@ -143,7 +143,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   turns += (turns + 1) * ctas <= units ? 1 : 0;
   turns += spread_unit(turns, rank, ctas) < units ? 1 : 0;
   const Tokens tokens{turns, rank, ctas, span.first_new};
-  const int rounds = tokens.rounds_of(warp);
+  const int rounds = __shfl_sync(kFullWarp, tokens.rounds_of(warp), 0);  // so that branches on it are known to be the warp's
 
   const bool whole_units = (shape.page_size & 15) == 0;
   const auto next_batch = [&](int batch) {
@@ -232,7 +232,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const int rounds_with_sinks = lo == 0 ? 0 : 1 + (lo >> 4) / (nt / 32 * R::kUnits);  // or fewer
   // The rows of a round, whose registers then take those of the round kBuffers later, to keys.
   const auto score_round = [&](uint4(&v)[R::kLoads], int round) {
-    typename Codec::Score all[S::kFrags][2 * R::kLoads];
+    typename S::Sums all;
     scorer.multiply(v, all);
     if (round + kBuffers < rounds) load_round(round + kBuffers, v);
     u32 key[kKeys];
@@ -260,8 +260,11 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
       next_batch((round + kBuffers) / R::kBatch);
       ask_batch((round + kBuffers) / R::kBatch + 1);
     }
+    // Not in a condition: the compiler counts all rounds on their way on one counter and so waits for all of them here; past a branch
+    // around this it would wait again, for those that were asked for since.
+    score_round(rows[0], round);
 #pragma unroll
-    for (int b = 0; b < kBuffers; ++b) {
+    for (int b = 1; b < kBuffers; ++b) {
       if (round + b < rounds) score_round(rows[b], round + b);
     }
     if constexpr (!Beside::kNewToken) {

@@ -105,7 +105,7 @@ __device__ __forceinline__ void score_new(const StepParams& p, int row, int toke
     uint4 codes[R::kLoads];
 #pragma unroll
     for (int j = 0; j < R::kLoads; ++j) codes[j] = code;
-    typename Codec::Score all[S::kFrags][2 * R::kLoads];
+    typename S::Sums all;
     u32 of_round[R::kKeys];
     S scorer(queries);
     scorer.multiply(codes, all);

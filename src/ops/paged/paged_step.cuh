@@ -169,7 +169,7 @@ struct Together {
         uint4 codes[R::kLoads];
 #pragma unroll
         for (int j = 0; j < R::kLoads; ++j) codes[j] = code;
-        typename Codec::Score all[S::kFrags][2 * R::kLoads];
+        typename S::Sums all;
         S scorer(queries);
         scorer.multiply(codes, all);
         u32 keys[R::kKeys];
@@ -189,7 +189,7 @@ struct Together {
     int most = 0;
 #pragma unroll
     for (int i = 0; i < (kHeads * kDims + 127) / 128; ++i) {
-      const int word = i * 32 + lane;  // of the queries' high parts, 4 dims
+      const int word = i * 32 + lane;  // of the queries' first parts, 4 dims
       const int four = word < kHeads * kDims / 4 ? reinterpret_cast<const int*>(queries)[word] : 0;
       int sum = __dp4a(four, four, 0);
 #pragma unroll
@@ -197,7 +197,7 @@ struct Together {
       most = max(most, sum);
     }
     most = __reduce_max_sync(kFullWarp, most);
-    const float sigma = 256.0F * 42.0F * sqrtf(static_cast<float>(most));
+    const float sigma = (Codec::kParts == 2 ? 256.0F : 1.0F) * 42.0F * sqrtf(static_cast<float>(most));
     const int part = __float2int_rz(fminf(2.0F * sigma, 3e8F)) + 1;
     return make_uint2(key_of(-2 * part), key_of(3 * part));
   }
@@ -259,7 +259,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) step_kernel(con
   auto* ids = reinterpret_cast<unsigned short*>(link.inbox + 2 * link.kAllBins * size);
   const int stride = kSets == 1 ? 0 : team_entries(shape.budget, kSets);  // of the lists of the sets
   TeamRange range{0, 0, 0, 0, 0, 0};  // of this thread's set, and its list
-  RowTokens<Round<kDims / Codec::kPieceDims * 16, kSets>, true> tokens;
+  RowTokens<typename Scorer<Codec, kDims, kHeads, kSets>::R, true> tokens;
   const Span span = score_tokens<Codec, kDims, kHeads, kSets>(
       p, row, rank, size, memory + exchange.layout.total, beside, [&](const auto& store, bool, const auto& tokens_of_row) {
         tokens = tokens_of_row;
