@@ -114,17 +114,29 @@ def make(
     return case
 
 
+LIMITS = {torch.int8: 32512, torch.uint8: 127, torch.float8_e4m3fn: 16}  # of a query once it is scaled
+
+
+def rounded(queries, index_dtype, together):
+    """Scaled queries [num_q_heads, dims] as the index's codes are scored with; relative to the largest of `together` heads."""
+    if index_dtype not in LIMITS:
+        return queries
+    unit = queries.abs().unflatten(0, (-1, together)).amax((1, 2)).repeat_interleave(together)[:, None] / LIMITS[index_dtype]
+    steps = queries / unit
+    return (steps.half().double() if index_dtype == torch.float8_e4m3fn else steps.round()) * unit
+
+
 def scores(case, seq, token, seen, share_tokens):
-    """float64 [num_sets, seen], and how far rounding a query to 16 bits can move a score."""
+    """float64 [num_sets, seen], and how far sums in float32, or a value of a query halfway, can move a score."""
     codes, scale = case.codes(seq, seen)
     q = case.q[seq, token].double()
     planes = torch.arange(q.shape[0], device=q.device) // (q.shape[0] // codes.shape[0])
     chosen = q.gather(1, case.dims[planes].long()) * scale[planes, 0]
-    result = torch.einsum("hd,htd->ht", chosen, codes[planes])
-    rounding = chosen.abs().max() / 32512 * codes.abs().max() * codes.shape[2]
-    if share_tokens:
-        result = result.unflatten(0, (-1, case.group)).amax(1)
-    return result, rounding.item()
+    together = case.group if share_tokens else 1
+    result = torch.einsum("hd,htd->ht", rounded(chosen, case.index.dtype, together), codes[planes])
+    result = result.unflatten(0, (-1, together)).amax(1)
+    slack = chosen.abs().max() * codes.abs().max() * max(1 / LIMITS.get(case.index.dtype, 1 << 15), codes.shape[2] / 32512)
+    return result, slack.item()
 
 
 def attention(case, seq, token, head, kept, softcap=0.0, sink_logit=None):
