@@ -30,7 +30,7 @@ import torch
 
 from fasa import _library
 
-__all__ = ["DecodeResult", "decode", "empty_index", "index_scale", "write_index"]
+__all__ = ["DecodeResult", "decode", "empty_index", "index_scale", "layer_budgets", "write_index"]
 
 # The largest code of each dtype of the index; bfloat16 needs no scale.
 _LARGEST_CODE = {torch.int8: 127.0, torch.uint8: 7.0, torch.float8_e4m3fn: 448.0, torch.bfloat16: None}
@@ -203,6 +203,24 @@ def index_scale(keys, dims, dtype=torch.int8):
     lengths = chosen.unflatten(2, (-1, 2)).norm(dim=3).amax(0)  # [num_planes, chunks]
     # A chunk that is always zero may have any scale.
     return (lengths / largest).masked_fill(lengths == 0, 1.0).repeat_interleave(2, dim=1).contiguous()
+
+
+def layer_budgets(budget, num_layers, *, slope=0.3, least=1):
+    """Budgets of num_layers layers that attend sparsely, first to last: 1 + slope times `budget` in the first, 1 - slope in
+    the last, linear between, so that as many rows are read as with `budget` in each.
+
+    slope  -1 to 1; 0.3 is what the program `fasa` does where nothing is said (docs/quality.md measures it)
+    least  no layer has less: sinks + recent + 1, of what decode is given
+
+    Returns a list of num_layers int. `budget` is what a context may have that is to be attended to in full: decode such a
+    step with it in each layer.
+    """
+    if not -1 <= slope <= 1:
+        raise RuntimeError(f"fasa.paged: slope is {slope}; give -1 to 1")
+    if num_layers < 2:
+        return [budget] * num_layers
+    places = (1 - 2 * i / (num_layers - 1) for i in range(num_layers))
+    return [max(math.floor(budget * (1 + slope * place) + 0.5), least) for place in places]
 
 
 def _largest_code(dtype):

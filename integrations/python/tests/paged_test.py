@@ -269,6 +269,17 @@ def test_the_cpu_looks_at_values(change, message):
         case.decode(budget=40)
 
 
+def test_layer_budgets_fall_along_the_layers_and_keep_their_sum():
+    # The numbers of profile_test.cc, LayerSettings.BudgetFallsAlongTheSparseLayers.
+    assert fasa.paged.layer_budgets(100, 3) == [130, 100, 70]
+    assert fasa.paged.layer_budgets(100, 3, slope=0.5) == [150, 100, 50]
+    assert fasa.paged.layer_budgets(100, 3, slope=1, least=37) == [200, 100, 37]
+    assert fasa.paged.layer_budgets(100, 1) == [100]
+    assert sum(fasa.paged.layer_budgets(256, 28)) == 28 * 256
+    with pytest.raises(RuntimeError, match="slope is 1.5"):
+        fasa.paged.layer_budgets(100, 3, slope=1.5)
+
+
 def test_write_index_refuses_what_it_cannot_do(device):
     case = make(device)
     slots = torch.zeros(1, dtype=torch.int64, device=device)
