@@ -49,12 +49,13 @@ class Args(ctypes.Structure):
 
 
 class Device(ctypes.Structure):
-    _fields_ = [("compute_capability", I32), ("num_sms", I32), ("clusters_of_16", I32)]
+    _fields_ = [("compute_capability", I32), ("num_sms", I32), ("clusters_of_16", I32), ("clusters_alone", I32 * 16)]
 
 
 class Plan(ctypes.Structure):
     _fields_ = [(name, I32) for name in (
-        "path", "score_rows", "score_ctas", "score_iterations", "quota", "slots", "attend_rows", "cluster", "heads_per_row")] + [("score_smem", I64), ("attend_smem", I64), ("workspace_bytes", I64)]
+        "path", "score_rows", "score_ctas", "score_iterations", "quota", "slots", "attend_rows", "cluster", "heads_per_row",
+        "ring")] + [("score_smem", I64), ("attend_smem", I64), ("workspace_bytes", I64)]
 
 
 class IndexArgs(ctypes.Structure):
@@ -129,13 +130,18 @@ def two_launches(shape, score_ctas=0):
     return p
 
 
-def one_launch(shape, cluster):
+STEP_RING = 4  # paged_layout.h
+
+
+def one_launch(shape, cluster, ring=0):
     """The step in one launch by clusters of this size; None where there is no kernel or not the memory for it."""
     p = plan(shape)
     most = 8 if shape.tokens_per_query_head else 16
     if p.path == GENERIC or cluster > most or not library.library.fasa_one_launch(ctypes.byref(shape)):
         return None
-    p.path, p.score_ctas, p.cluster = ONE_LAUNCH, cluster, cluster
+    if ring and (shape.head_dim != 128 or shape.num_q_heads > 4 * shape.num_kv_heads or shape.tokens_per_query_head):
+        return None
+    p.path, p.score_ctas, p.cluster, p.ring = ONE_LAUNCH, cluster, cluster, ring
     library.complete_plan(shape, p)
     return p if p.score_smem + p.attend_smem <= 227 * 1024 else None
 
@@ -146,6 +152,7 @@ def plans(shape, cluster=8):
     others = [two_launches(shape)] if found.path == ONE_LAUNCH else []
     if found.path != ONE_LAUNCH or found.cluster != cluster:
         others.append(one_launch(shape, cluster))
+    others.append(one_launch(shape, max(1, cluster * 3 // 4), STEP_RING))  # of 1, 3, 6 or 12
     return [found, *filter(None, others)]
 
 

@@ -205,6 +205,7 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   if (p.path == PagedPath::kGeneric) p.path = PagedPath::kFused;
   p.score_rows = static_cast<int32_t>(score_rows(s));
   const bool one = p.path == PagedPath::kOneLaunch;
+  if (!one) p.ring = 0;
   // In one launch heads that choose for themselves share a row as they do for scoring.
   const bool quads = one && s.sets_at_once() == 4;
   p.attend_rows = static_cast<int32_t>(quads ? score_rows(s) : attend_rows(s));
@@ -214,7 +215,8 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   // The turns of a CTA are units of 16 tokens, its warps' rounds several of them.
   const int64_t units = ceil_div(ceil_div(s.max_length, 16), p.score_ctas) * 16;
   const int64_t round = int64_t{paged::kThreads} / 32 * paged::score_round_tokens(row);
-  p.score_iterations = static_cast<int32_t>(ceil_div(units, round));
+  const int32_t together_rounds = paged::score_rounds_together(p.ring);
+  p.score_iterations = static_cast<int32_t>(ceil_div(units, round * together_rounds)) * together_rounds;
   const int heads = paged::score_heads(together == 4 ? 4 : s.fcs_per_query_head != 0 ? 1 : s.group());
   const int part = s.index_type == PagedIndexType::kBF16 || s.index_type == PagedIndexType::kF8E4M3 ? 2 : 1;
   const int64_t pruning = together == 4 ? paged::kPruneSharedBytes4 : paged::kPruneSharedBytes1;
@@ -227,11 +229,16 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
       (one ? 0 : pruning) + paged::score_query_bytes(heads, s.index_dims, part) + paged::kThreads * of_thread;
   const int64_t new_tokens =
       int64_t{paged::kThreads} / 32 * paged::score_new_bytes(heads, s.index_dims, part, together);
-  p.score_smem = std::max(scoring, new_tokens);
+  const int64_t ring = int64_t{paged::kThreads} / 32 * p.ring * paged::kRoundBytes;
+  p.score_smem = round_up(std::max(scoring, new_tokens), 16) + ring;
   p.heads_per_row = quads ? std::min(4, s.group()) : s.tokens_per_query_head != 0 ? 1 : std::min(8, s.group());
-  p.attend_smem = paged::attend_layout(s.budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,
-                                       paged::table_entries(s.max_length, s.page_size), p.team(), together)
-                      .total;
+  const paged::AttendLayout layout =
+      paged::attend_layout(s.budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,
+                           paged::table_entries(s.max_length, s.page_size), p.team(), together);
+  p.attend_smem = layout.total;
+  // In one launch rows of K and V come to where the keys were.
+  const int64_t stage = layout.slots + int64_t{paged::kThreads} / 32 * paged::attend_stage_bytes(s.head_dim);
+  if (one) p.score_smem = std::max(p.score_smem, stage - p.attend_smem);
   const int64_t sets = int64_t{s.num_seqs} * s.num_query_tokens * s.num_sets();
   p.workspace_bytes = one ? 0 : round_up(sets * p.entries() * 8, 256) + round_up(sets * p.lists() * 16, 256);
 }
@@ -250,7 +257,24 @@ bool fits(const PagedShape& s, const PagedPlan& p) {
          paged_keys_fit(s, p);
 }
 
-// The step in one launch, or a generic plan where two launches are faster: limits measured on H100 and H200 (docs/gpu.md).
+// The step in one launch by CTAs that have an SM each and so the registers and the shared memory for more bytes on their way: the largest
+// clusters that all run at once; or a generic plan.
+PagedPlan one_launch_alone(const PagedShape& s, const PagedDevice& device) {
+  if (s.sets_at_once() != 1 || s.head_dim != 128 || s.group() > 4) return PagedPlan();
+  PagedPlan p;
+  p.path = PagedPath::kOneLaunch;
+  p.ring = paged::kStepRing;
+  p.cluster = paged::team_ctas(1);
+  while (p.cluster > 1 && device.clusters_alone[p.cluster - 1] < attend_rows(s)) --p.cluster;
+  if (device.clusters_alone[p.cluster - 1] < attend_rows(s)) return PagedPlan();
+  p.score_ctas = p.cluster;
+  complete_plan(s, p);
+  const int64_t tokens = ceil_div(s.max_length, p.cluster);
+  return tokens >= 6144 && tokens <= 16384 && p.score_smem + p.attend_smem <= kPagedSharedMemory ? p : PagedPlan();
+}
+
+// The step in one launch by CTAs of which an SM has two, or a generic plan where two launches are faster: limits measured on H100 and
+// H200 (docs/gpu.md).
 PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   const bool quads = s.sets_at_once() == 4;
   const int64_t rows = quads ? score_rows(s) : attend_rows(s);
@@ -290,8 +314,14 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   check(s);
   if (!paged_fused_refusal(s, device).empty()) return generic_plan(s);
   if (paged_one_launch_refusal(s).empty()) {
-    PagedPlan one = one_launch_plan(s, device);
-    if (one.path == PagedPath::kOneLaunch) return one;
+    const PagedPlan one = one_launch_plan(s, device);
+    const bool fits = one.path == PagedPath::kOneLaunch;
+    // Clusters of 16 do not fill every GPC, so that some of their CTAs share an SM.
+    if (!fits || one.cluster == 16 || ceil_div(s.max_length, one.cluster) >= 6144) {
+      const PagedPlan alone = one_launch_alone(s, device);
+      if (alone.path == PagedPath::kOneLaunch) return alone;
+    }
+    if (fits) return one;
   }
   PagedPlan p;
   // One wave of CTAs, with 512 tokens each at least, 2,048 where a row has more than 8 and 4,096 where it has more than 16, as launch

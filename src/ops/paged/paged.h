@@ -116,6 +116,8 @@ struct PagedDevice {
   int32_t compute_capability = 90;  // 10 * major + minor
   int32_t num_sms = 132;
   int32_t clusters_of_16 = 0;  // that run at once, of CTAs of which an SM holds two
+  // [n - 1]: clusters of n CTAs that run at once where every CTA has an SM for itself; 0: not known.
+  int32_t clusters_alone[16] = {};
 };
 
 enum class PagedPath : int32_t {
@@ -136,6 +138,7 @@ struct PagedPlan {
   int32_t attend_rows = 0;    // of launch 2
   int32_t cluster = 0;        // CTAs that share one row's attention
   int32_t heads_per_row = 0;  // query heads that one attention row serves
+  int32_t ring = 0;           // one launch: rounds that a warp has on their way in shared memory; 0: in registers
   int64_t score_smem = 0;
   int64_t attend_smem = 0;
   int64_t workspace_bytes = 0;  // 256-byte aligned memory of the caller, no need to clear it; one launch needs none

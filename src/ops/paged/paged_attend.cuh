@@ -4,15 +4,15 @@
 //
 // Mapping: a cluster a row, a row being (sequence, query token, up to 8 query heads that keep the same
 //   tokens). Every CTA finds the threshold for itself (it saves an exchange) and takes every
-//   cluster-th kept token; a warp takes 16 of them at a time: q.k^T (heads in rows 0-7) and v^T.p^T (dims in
-//   rows) as m16n8k16 on the tensor cores, so that p needs no shuffle; K and V rows are loaded once as 16-byte
-//   pieces, never staged. The CTAs' partial sums meet in distributed shared memory.
+//   cluster-th kept token; a warp takes 16 of them at a time: their rows of K and V are copied to shared memory whole, as memory gives
+//   whole rows faster; q.k^T (heads in rows 0-7) and v^T.p^T (dims in rows) as m16n8k16 on the tensor cores, so that p needs no
+//   shuffle. The CTAs' partial sums meet in distributed shared memory.
 // Memory: 2 * 2 * head_dim bytes a kept token and row, and the pruned lists (L2) once a CTA.
 // Numerics: f32 softmax with a running maximum; p is rounded to the type of V.
 // Ordering: the kept list is placed by counting, sums are in a fixed order: bit-identical.
-// Tried and dropped (docs/gpu.md): attention at 64 registers (spills); combining over cluster barriers (their release is
-//   a fence of all memory; stores that count bytes on the receiver's own barrier need none); loops over a runtime number
-//   of threads (a division each).
+// Tried and dropped (docs/gpu.md): K and V as pieces of 16 bytes straight to registers; attention at 64 registers (spills); combining
+//   over cluster barriers (their release is a fence of all memory; stores that count bytes on the receiver's own barrier need none);
+//   loops over a runtime number of threads (a division each).
 #pragma once
 
 #include "src/ops/paged/paged_codec.cuh"

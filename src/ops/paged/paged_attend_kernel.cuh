@@ -1,8 +1,6 @@
 // The kernel that paged_attend.cuh describes.
 #pragma once
 
-#include <type_traits>
-
 #include "src/ops/paged/paged_attend_tile.cuh"
 #include "src/ops/paged/paged_kernels.cuh"
 
@@ -53,10 +51,11 @@ struct Exchange {
   int chunks;
   int size;
   int rank;
-  int log_size;
+  u32 factor;  // of a division by size (paged_device.cuh)
 
-  __device__ int mine() const { return (chunks - rank + size - 1) >> log_size; }
-  __device__ int capacity() const { return (chunks + size - 1) >> log_size; }
+  __device__ int mine() const { return quotient(chunks - rank + size - 1); }
+  __device__ int capacity() const { return quotient(chunks + size - 1); }
+  __device__ __forceinline__ int quotient(int i) const { return divided(i, factor); }
   __device__ u32 barrier() const { return shared_address(memory + layout.barrier); }
   // One thread, at the start.
   __device__ void expect() const {
@@ -88,8 +87,9 @@ template <int kDim, bool kF16, int kSets>
 __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r, int n, Partial<kDim>& o,
                                         const Exchange<kDim>& x) {
   constexpr int kWarps = kThreads / 32 / kSets;  // of a head
+  constexpr int kStride = attend_stage_bytes(kDim) / 4;  // of the warps' sums
   const int tid = threadIdx.x;
-  float* sums = reinterpret_cast<float*>(x.memory + x.layout.slots);
+  float* sums = reinterpret_cast<float*>(x.memory + x.layout.slots);  // where each warp's Stage was
   float* of_warps = reinterpret_cast<float*>(x.memory + x.layout.warps);
   float2* stats = reinterpret_cast<float2*>(x.memory + x.layout.stats);
   float* inbox = reinterpret_cast<float*>(x.memory + x.layout.inbox);
@@ -123,12 +123,13 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
     for (int w = 0; w < kWarps; ++w) {
       const float f = weights[w];
       float4 v = {0, 0, 0, 0};
-      if (w < busy) v = reinterpret_cast<const float4*>(sums + (warp_of(h, w) * stored + place_of_head(h) - h) * kDim)[i];
+      if (w < busy) v = reinterpret_cast<const float4*>(sums + warp_of(h, w) * kStride + (place_of_head(h) - h) * kDim)[i];
       value = {value.x + f * v.x, value.y + f * v.y, value.z + f * v.z, value.w + f * v.w};
     }
     const int chunk = i >> 3;
-    const int owner = chunk & (x.size - 1);
-    const int at = (x.rank * x.capacity() + (chunk >> x.log_size)) * 32 + (i & 7) * 4;
+    const int turn = x.quotient(chunk);
+    const int owner = chunk - turn * x.size;
+    const int at = (x.rank * x.capacity() + turn) * 32 + (i & 7) * 4;
     x.store(reinterpret_cast<float4*>(inbox + at), owner, value);
   }
   // By the last threads, which have no sums where there are few heads.
@@ -148,7 +149,7 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
   }
   x.wait();
   for (int j = tid; j < x.mine() * 32; j += kThreads) {
-    const int i = (((j >> 5) << x.log_size) + x.rank) * 32 + (j & 31);
+    const int i = ((j >> 5) * x.size + x.rank) * 32 + (j & 31);
     const int h = i / kDim;
     const bool has_sink = p.a.sink_logits != nullptr;
     const float sink = has_sink ? __ldg(p.a.sink_logits + r.head0 + h) * 1.44269504F : -1e30F;
@@ -269,15 +270,15 @@ struct KeptRow {
     need = all_kept ? 0U : static_cast<u32>(s.budget - forced);
     report = p.a.kept != nullptr && r.reports ? p.a.kept + r.set * s.budget : nullptr;
   }
-  __device__ __forceinline__ bool is_mine(u32 i) const { return (i & static_cast<u32>(x.size - 1)) == static_cast<u32>(x.rank); }
-  __device__ __forceinline__ void put(int token, u32 i) const { list[i >> x.log_size] = token; }
+  __device__ __forceinline__ bool is_mine(u32 i) const { return static_cast<int>(i) - x.quotient(static_cast<int>(i)) * x.size == x.rank; }
+  __device__ __forceinline__ void put(int token, u32 i) const { list[x.quotient(static_cast<int>(i))] = token; }
   // Places of the report from `kept` on.
   __device__ __forceinline__ void report_none(int kept, int budget) const {
     if (report == nullptr) return;
     for (int i = kept + x.rank * kThreads + static_cast<int>(threadIdx.x); i < budget; i += kThreads * x.size) report[i] = -1;
   }
   // Forced tokens of this CTA.
-  __device__ __forceinline__ int forced_here() const { return (forced - x.rank + x.size - 1) >> x.log_size; }
+  __device__ __forceinline__ int forced_here() const { return x.quotient(forced - x.rank + x.size - 1); }
   // mark: of their entries in the list; sets: so many lists, `stride` entries each.
   __device__ __forceinline__ void put_forced(const PagedShape& s, int mark, int sets = 1, int stride = 0) const {
 #pragma unroll 1
@@ -285,7 +286,7 @@ struct KeptRow {
       const int token = all_kept || i < s.sinks ? i : seen - s.recent + (i - s.sinks);
 #pragma unroll 1
       for (int set = 0; set < sets; ++set) {
-        if (is_mine(static_cast<u32>(i))) list[set * stride + (i >> x.log_size)] = token | mark;
+        if (is_mine(static_cast<u32>(i))) list[set * stride + x.quotient(i)] = token | mark;
         if (report != nullptr && x.rank == 0) report[set * s.budget + i] = token;
       }
     }
@@ -319,7 +320,7 @@ __device__ __forceinline__ int select_kept(const StepParams& p, const AttendRow&
       kept += t.kept;
     }
   }
-  int n = (static_cast<int>(kept) - rank + size - 1) >> exchange.log_size;
+  int n = exchange.quotient(static_cast<int>(kept) - rank + size - 1);
   if (!exact) {
     __syncthreads();
     const KeptAgain again = select_again(p, r, row.seen, *reinterpret_cast<ExactShared*>(exchange.memory + exchange.layout.select),
@@ -336,8 +337,7 @@ __device__ __forceinline__ int select_kept(const StepParams& p, const AttendRow&
 // shared memory, or null.
 // choose(): as in attend_tile; token_of: of an entry of the list.
 // kSets: as in combine; where it is not 1, list, n and choose() are those of the warp's head.
-// kAhead: V soon after K whatever the row, where few warps attend (kSets = 1); where all of them do, half of V, which leaves registers for
-// what a choice takes.
+// kAhead: where the next tile is a warp's last one, it comes to L2 meanwhile, if the row has several CTAs.
 template <int kDim, bool kF16, bool kAhead, int kSets, class Choose, class TokenOf>
 __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow& r, const Exchange<kDim>& exchange, const int* list, int n,
                                             const int* own_table, const Choose& choose, const TokenOf& token_of) {
@@ -353,32 +353,28 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
   const char* v_base = static_cast<const char*>(p.a.v.data) + r.kv_head * p.a.v.head_stride;
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   const char* queries = exchange.memory + exchange.layout.queries;
-  constexpr bool kAllTiles = kAhead && kSets == 1;
-  const auto attend = [&](auto tiles_ahead) {
-    constexpr int kTilesAhead = decltype(tiles_ahead)::value;
-    const bool prefetches = kAllTiles ? exchange.size >= 4 : kTilesAhead < Partial<kDim>::kTiles;
-    for (int first = tid / 32 % kWarps * 16; first < n; first += kWarps * 16) {
-      // Where the tile's tokens lie, a lane each. What is not asked for together with K comes to L2 meanwhile.
-      int2 place = make_int2(0, 0);
-      if (lane < 16 && first + lane < n) {
-        const Place at = place_of(p, token_of(list[first + lane]));
-        place.x = own_table != nullptr ? own_table[at.page] : load_stream<int>(table + at.page);
-        place.y = at.offset;
-        if (prefetches) {
-          const char* v = v_base + place.x * p.a.v.block_stride + place.y * p.a.v.token_stride;
+  const u32 stage = shared_address(exchange.memory + exchange.layout.slots) + tid / 32 * attend_stage_bytes(kDim);
+  for (int first = tid / 32 % kWarps * 16; first < n; first += kWarps * 16) {
+    // Where the tile's tokens lie, a lane each; by the other lanes, those of the next one.
+    const int next = first + kWarps * 16;
+    const bool ahead = kAhead && kSets == 1 && exchange.size > 1 && next + kWarps * 16 >= n;
+    const int mine = lane < 16 ? first + lane : ahead ? next + lane - 16 : n;
+    int2 place = make_int2(0, 0);
+    if (mine < n) {
+      const Place at = place_of(p, token_of(list[mine]));
+      place.x = own_table != nullptr ? own_table[at.page] : load_stream<int>(table + at.page);
+      place.y = at.offset;
+      if (ahead && lane >= 16) {
+        const char* k = k_base + place.x * p.a.k.block_stride + place.y * p.a.k.token_stride;
+        const char* v = v_base + place.x * p.a.v.block_stride + place.y * p.a.v.token_stride;
 #pragma unroll
-          for (int line = 0; line < (2 * kDim + 127) / 128; ++line) prefetch_l2(v + line * 128);
+        for (int line = 0; line < (2 * kDim + 127) / 128; ++line) {
+          prefetch_l2(k + line * 128);
+          prefetch_l2(v + line * 128);
         }
       }
-      attend_tile<kDim, kF16, kTilesAhead>(p, place, first, n, queries, k_base, v_base, o, choose);
     }
-  };
-  // Where a row has many CTAs and more than two warps of each attend, latency is what counts; else the gather's throughput.
-  constexpr int kAllAhead = Partial<kDim>::kTiles < 2 ? 1 : 2;
-  if (kAllTiles || (!kAhead && Partial<kDim>::kTiles == 2 && exchange.size >= 4 && n > 32)) {
-    attend(std::integral_constant<int, kAllAhead>());
-  } else {
-    attend(std::integral_constant<int, 1>());
+    attend_tile<kDim, kF16>(p, place, first, n, queries, k_base, v_base, stage, o, choose);
   }
   choose();  // by every warp, whether it attends or not
   combine<kDim, kF16, kSets>(p, r, n, o, exchange);
@@ -394,7 +390,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   const int size = T::size();
   int rank = T::rank();
   asm volatile("" : "+r"(rank));  // a register: to read it again takes long
-  const AttendRow r = attend_row(shape, static_cast<int>(blockIdx.x) / size);
+  const AttendRow r = attend_row(shape, divided(static_cast<int>(blockIdx.x), p.cluster_factor));
   const int lists = p.plan.lists();
   const int count = p.plan.entries();
   const Exchange<kDim> exchange{memory,
@@ -402,7 +398,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
                                 r.heads * kDim / 32,
                                 size,
                                 rank,
-                                __ffs(size) - 1};  // a power of two
+                                p.cluster_factor};
   auto& select = *reinterpret_cast<SelectShared*>(memory + exchange.layout.select);
   uint2* slots = reinterpret_cast<uint2*>(memory + exchange.layout.slots);
   if (tid == 0) exchange.expect();

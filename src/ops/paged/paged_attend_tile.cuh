@@ -20,59 +20,66 @@ struct AllKept {
   __device__ __forceinline__ bool kept(int) const { return true; }
 };
 
+// Where a warp has rows of K and V (attend_stage_bytes), in pieces of 16 bytes. They are copied by whole rows, which memory gives faster
+// than pieces of many rows, and so placed that the lanes that read together do not meet in a bank.
+template <int kDim>
+struct Stage {
+  static constexpr int kRowPieces = kDim / 8;
+  static constexpr bool kSpreads = kRowPieces % 8 == 0;
+  static constexpr u32 kOfV = 16 * 2 * kDim;
+  static_assert(attend_stage_bytes(kDim) == 2 * kOfV);
+
+  // Lanes read four pieces of each of 8 neighbouring rows of K, and 8 pieces of every other row of V.
+  static __device__ __forceinline__ u32 place_of_k(int row, int piece) {
+    return static_cast<u32>(row * kRowPieces + (kSpreads ? piece ^ (row & 1) << 2 : piece)) * 16;
+  }
+  static __device__ __forceinline__ u32 place_of_v(int row, int piece) {
+    return kOfV + static_cast<u32>(row * kRowPieces + (kSpreads ? piece ^ (row & 6) : piece)) * 16;
+  }
+};
+
 // Entries first, first + 1... of the warp's list, which has n of them. place: block and offset in it, of entry first + lane.
-// kTilesAhead: of V, 64 dims each, that are asked for soon after K: 1 or 2. choose(): which entries are kept, asked for once K is on
-// its way.
-template <int kDim, bool kF16, int kTilesAhead, class Choose>
+// choose(): which entries are kept, asked for once K and V are on their way. stage: address of the warp's Stage.
+template <int kDim, bool kF16, class Choose>
 __device__ __forceinline__ void attend_tile(const StepParams& p, const int2& place, int first, int n,
                                             const char* queries, const char* k_base, const char* v_base,
-                                            Partial<kDim>& o, const Choose& choose) {
+                                            u32 stage, Partial<kDim>& o, const Choose& choose) {
+  using Rows = Stage<kDim>;
   constexpr int kPieces = kDim / 32;  // 16-byte pieces of K a lane
   const int lane = threadIdx.x & 31;
   const int g = lane >> 2;
   const int c = lane & 3;
-  const auto place_of_entry = [&](int i) {
-    const int from = first + i < n ? i : 0;
-    return make_int2(__shfl_sync(kFullWarp, place.x, from), __shfl_sync(kFullWarp, place.y, from));
+  __syncwarp();  // the last tile's were read
+  const auto copy_rows = [&](const char* base, const PagedCache& cache, const auto& place_of_piece) {
+#pragma unroll
+    for (int i = 0; i < Rows::kRowPieces / 2; ++i) {
+      const int row = (i * 32 + lane) / Rows::kRowPieces;
+      const int piece = (i * 32 + lane) % Rows::kRowPieces;
+      const int from = first + row < n ? row : 0;
+      const int block = __shfl_sync(kFullWarp, place.x, from);
+      const int offset = __shfl_sync(kFullWarp, place.y, from);
+      copy_async16(stage + place_of_piece(row, piece), base + block * cache.block_stride + offset * cache.token_stride + piece * 16);
+    }
+    copy_async_commit();
   };
-  uint4 k[2][kPieces];
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int i = h * 8 + g;
-    const int2 at = place_of_entry(i);
-    const char* row = k_base + at.x * p.a.k.block_stride + at.y * p.a.k.token_stride + c * 16;
-#pragma unroll
-    for (int j = 0; j < kPieces; ++j) k[h][j] = load_stream<uint4>(row + j * 64);
-  }
+  copy_rows(k_base, p.a.k, [](int row, int piece) { return Rows::place_of_k(row, piece); });
+  copy_rows(v_base, p.a.v, [](int row, int piece) { return Rows::place_of_v(row, piece); });
+  const auto token_of = [&](int i) { return (i >> 1) * 8 + 2 * c + (i & 1); };
   const auto choice = choose();
-  const char* rows[4];
   bool kept[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int t = (i >> 1) * 8 + 2 * c + (i & 1);
-    kept[i] = first + t < n && choice.kept(first + t);
-    const int2 at = place_of_entry(t);
-    rows[i] = v_base + at.x * p.a.v.block_stride + at.y * p.a.v.token_stride + g * 16;
-  }
-  const auto load_v = [&](int j, uint4(&v)[4]) {
-    const bool inside = kDim % 64 == 0 || j * 64 + g * 8 < kDim;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      v[i] = make_uint4(0, 0, 0, 0);
-      if (kept[i] && inside) v[i] = load_stream<uint4>(rows[i] + j * 128);
-    }
-  };
-  uint4 v[kTilesAhead][4];
-#pragma unroll
-  for (int j = 0; j < kTilesAhead; ++j) load_v(j, v[j]);
+  for (int i = 0; i < 4; ++i) kept[i] = first + token_of(i) < n && choice.kept(first + token_of(i));
+  copy_async_wait<1>();
+  __syncwarp();
   float s[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
 #pragma unroll
   for (int j = 0; j < kPieces; ++j) {
     const uint4 q = *reinterpret_cast<const uint4*>(queries + g * query_stride(kDim) + (j * 4 + c) * 16);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      mma_16x8x16<kF16>(s[h], q.x, 0, q.y, 0, k[h][j].x, k[h][j].y);
-      mma_16x8x16<kF16>(s[h], q.z, 0, q.w, 0, k[h][j].z, k[h][j].w);
+      const uint4 k = load_shared(stage + Rows::place_of_k(h * 8 + g, j * 4 + c));
+      mma_16x8x16<kF16>(s[h], q.x, 0, q.y, 0, k.x, k.y);
+      mma_16x8x16<kF16>(s[h], q.z, 0, q.w, 0, k.z, k.w);
     }
   }
   float w[2][2];
@@ -108,34 +115,44 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2& pla
   }
   const u32 w0 = pack_pair<kF16>(w[0][0], w[0][1]);
   const u32 w1 = pack_pair<kF16>(w[1][0], w[1][1]);
+  copy_async_wait<0>();
+  __syncwarp();
 #pragma unroll
   for (int j = 0; j < Partial<kDim>::kTiles; ++j) {
-    auto& of = v[j % kTilesAhead];
-    if (j >= kTilesAhead) load_v(j, of);
+    const bool inside = kDim % 64 == 0 || j * 64 + g * 8 < kDim;
+    uint4 v[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      // What is not kept may be no number.
+      v[i] = make_uint4(0, 0, 0, 0);
+      if (kept[i] && inside) v[i] = load_shared(stage + Rows::place_of_v(token_of(i), j * 8 + g));
+    }
 #pragma unroll
     for (int x = 0; x < 4; ++x) {
-      const u32 x0 = (&of[0].x)[x];
-      const u32 x1 = (&of[1].x)[x];
-      const u32 x2 = (&of[2].x)[x];
-      const u32 x3 = (&of[3].x)[x];
+      const u32 x0 = (&v[0].x)[x];
+      const u32 x1 = (&v[1].x)[x];
+      const u32 x2 = (&v[2].x)[x];
+      const u32 x3 = (&v[3].x)[x];
       mma_16x8x16<kF16>(o.out[4 * j + x], __byte_perm(x0, x1, 0x5410), __byte_perm(x0, x1, 0x7632),
                         __byte_perm(x2, x3, 0x5410), __byte_perm(x2, x3, 0x7632), w0, w1);
     }
   }
 }
 
-// This warp's partial of `heads` heads from head0 on to shared memory: sums[warp][head][dim], of_warps[warp][8 maxima, 8 sums].
+// This warp's partial of `heads` heads from head0 on to shared memory: sums of its own [head][dim], where its Stage was, and
+// of_warps[warp][8 maxima, 8 sums].
 template <int kDim>
 __device__ __forceinline__ void store_partial(Partial<kDim>& o, int head0, int heads, float* of_warps, float* sums) {
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
   const int g = lane >> 2;
   const int c = lane & 3;
+  __syncwarp();
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int head = 2 * c + h - head0;
     if (head < 0 || head >= heads) continue;
-    float* to = sums + (warp * heads + head) * kDim;
+    float* to = sums + warp * (attend_stage_bytes(kDim) / 4) + head * kDim;
 #pragma unroll
     for (int j = 0; j < Partial<kDim>::kTiles; ++j) {
       const int d = (g + 8 * j) * 8;

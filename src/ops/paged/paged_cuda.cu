@@ -120,15 +120,15 @@ paged::AttendKernel attend_kernel_of(const PagedShape& s) {
   }
 }
 
-paged::StepKernel step_kernel_of(const PagedShape& s) {
+paged::StepKernel step_kernel_of(const PagedShape& s, int ring) {
   if (s.kv_type != PagedKvType::kBF16) return nullptr;
   switch (s.index_type) {
     case PagedIndexType::kI8:
-      return paged::step_kernel_int8(s.head_dim, s.index_dims, s.group(), s.sets_at_once());
+      return paged::step_kernel_int8(s.head_dim, s.index_dims, s.group(), s.sets_at_once(), ring);
     case PagedIndexType::kI4:
-      return paged::step_kernel_int4(s.head_dim, s.index_dims, s.group(), s.sets_at_once());
+      return paged::step_kernel_int4(s.head_dim, s.index_dims, s.group(), s.sets_at_once(), ring);
     case PagedIndexType::kF8E4M3:
-      return paged::step_kernel_fp8(s.head_dim, s.index_dims, s.group(), s.sets_at_once());
+      return paged::step_kernel_fp8(s.head_dim, s.index_dims, s.group(), s.sets_at_once(), ring);
     default:
       return nullptr;
   }
@@ -155,12 +155,13 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, void* workspace,
   params.score_factor = args.softcap > 0 ? args.scale / args.softcap : args.scale * kLog2E;
   params.score_cap = args.softcap > 0 ? args.softcap * kLog2E : 0.0F;
   params.cta_factor = 0xFFFFFFFFU / static_cast<uint32_t>(plan.score_ctas);
+  params.cluster_factor = static_cast<uint32_t>(((uint64_t{1} << 31) + plan.cluster - 1) / plan.cluster);
   params.rows_of_token = static_cast<int32_t>(plan.score_rows / tokens);
   // Beside the rows: CTAs for the new tokens, a warp a row (paged_score.cuh).
   const int32_t warps = plan.score_ctas * (paged::kThreads / 32);
   const int32_t rows_for_new = (params.rows_of_token + warps - 1) / warps;
   if (plan.path == PagedPath::kOneLaunch) {
-    const paged::StepKernel step = step_kernel_of(s);
+    const paged::StepKernel step = step_kernel_of(s, plan.ring);
     const bool fits = plan.cluster == plan.score_ctas && plan.cluster <= paged::team_ctas(s.sets_at_once());
     if (step == nullptr || !fits || !paged_one_launch_refusal(s).empty()) refuse_plan();
     launch(step,
@@ -207,29 +208,32 @@ void decode_generic(const PagedArgs& args, Pieces pieces, cudaStream_t stream) {
 
 namespace {
 
-// Clusters of 16 CTAs of a kernel of the step in one launch that run at once, two CTAs an SM; 0 where there are none.
-int32_t clusters_of_16(int32_t ordinal) {
-  int before = 0;
-  if (cudaGetDevice(&before) != cudaSuccess || cudaSetDevice(ordinal) != cudaSuccess) return 0;
-  const auto kernel = reinterpret_cast<const void*>(paged::step_kernel_int8(128, 32, 4, 1));
-  constexpr int kHalf = 110 * 1024;  // of an SM's shared memory
+// Clusters of `size` CTAs with so many bytes of shared memory each that run at once; 0 where there are none.
+int32_t clusters_at_once(int size, int bytes) {
+  const auto kernel = reinterpret_cast<const void*>(paged::step_kernel_int8(128, 32, 4, 1, 0));
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {16, 1, 1};
+  attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(16);
+  config.gridDim = dim3(static_cast<unsigned>(size));
   config.blockDim = dim3(paged::kThreads);
-  config.dynamicSmemBytes = kHalf;
+  config.dynamicSmemBytes = static_cast<size_t>(bytes);
   config.attrs = &attribute;
   config.numAttrs = 1;
   int count = 0;
-  const bool known =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kHalf) == cudaSuccess &&
-      cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess;
+  const bool known = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
+                     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) == cudaSuccess &&
+                     cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess;
   cudaGetLastError();
-  cudaSetDevice(before);
   return known ? count : 0;
+}
+void count_clusters(int32_t ordinal, PagedDevice& device) {
+  int before = 0;
+  if (cudaGetDevice(&before) != cudaSuccess || cudaSetDevice(ordinal) != cudaSuccess) return;
+  constexpr int kHalf = 110 * 1024;  // of an SM's shared memory
+  device.clusters_of_16 = clusters_at_once(16, kHalf);
+  for (int size = 1; size <= 16; ++size) device.clusters_alone[size - 1] = clusters_at_once(size, 2 * kHalf);
+  cudaSetDevice(before);
 }
 
 }  // namespace
@@ -242,7 +246,7 @@ PagedDevice paged_device(int32_t ordinal) {
   succeed(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal), "asking the device");
   succeed(cudaDeviceGetAttribute(&device.num_sms, cudaDevAttrMultiProcessorCount, ordinal), "asking the device");
   device.compute_capability = 10 * major + minor;
-  if (device.compute_capability >= 90) device.clusters_of_16 = clusters_of_16(ordinal);
+  if (device.compute_capability >= 90) count_clusters(ordinal, device);
   return device;
 }
 

@@ -29,6 +29,7 @@ struct StepParams {
   float score_cap = 0;        // soft-cap to the base of 2; 0: none
   u32 cta_factor = 0;         // 2^32 / plan.score_ctas, at most 2^32 - 1
   int32_t rows_of_token = 0;  // of launch 1
+  u32 cluster_factor = 0;     // 2^31 / plan.cluster, rounded up
 };
 
 // Programmatic dependent launch. wait: all that earlier kernels of the stream wrote is visible.
@@ -81,6 +82,11 @@ __device__ __forceinline__ uint4 load_stream<uint4>(const void* p) {
 __device__ __forceinline__ uint4 load_row(const void* p) {
   uint4 v;
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+__device__ __forceinline__ uint4 load_shared(u32 address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
   return v;
 }
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
@@ -158,6 +164,9 @@ __device__ __forceinline__ void wait_stores(u32 barrier, u32 parity = 0) {
         : "memory");
   }
 }
+
+// i / n where factor is 2^31 / n, rounded up; for n up to 16 and i up to 2^27.
+__device__ __forceinline__ int divided(int i, u32 factor) { return static_cast<int>(__umulhi(2U * static_cast<u32>(i), factor)); }
 
 // Scores as unsigned keys in the same order; 0 is below every score and means "none".
 __device__ __forceinline__ u32 key_of(int s) { return static_cast<u32>(s) ^ 0x80000000U; }

@@ -231,7 +231,7 @@ def check_plan(case, one=0, **change):
 
 @pytest.mark.parametrize("change", [dict(score_ctas=1), dict(score_ctas=2), dict(score_ctas=3), dict(score_ctas=7), dict(score_ctas=16),
                                     dict(score_ctas=64), dict(cluster=1), dict(cluster=2), dict(cluster=8), dict(one=1), dict(one=2),
-                                    dict(one=4), dict(one=8), dict(one=16)])
+                                    dict(one=4), dict(one=5), dict(one=8), dict(one=16)])
 def test_every_plan(change):
     for own_tokens in (False, True):
         check_plan(Case(lengths=(3000, 5000), own_tokens=own_tokens, budget=200), **change)
@@ -244,8 +244,11 @@ def test_many_rounds(index, dims):
     for group in (4, 9):
         case = Case(lengths=(20000, 6001), kv_heads=1, group=group, index=index, dims=dims, budget=200, sinks=100)
         check_plan(case, score_ctas=1)
-        for cluster in (1, 4):
+        for cluster in (1, 3, 4):
             check_plan(case, one=cluster)
+        if group == 4:
+            for cluster in (2, 3):
+                check_plan(case, one=cluster, ring=paged.STEP_RING)
     own = Case(lengths=(9000, 6001), kv_heads=1, index=index, dims=dims, own_tokens=True, budget=200)
     for ctas in (1, 3):
         check_plan(own, score_ctas=ctas)
@@ -307,6 +310,7 @@ def test_hot_tokens(where, budget):
     shared, own = (Case(lengths=(20000, 20000), budget=budget, kv_heads=2, sinks=0, recent=0, own_tokens=own) for own in (False, True))
     plans = [(c, plan) for c, clusters in ((shared, (16, 8, 4)), (own, (8, 4)))
              for plan in (paged.two_launches(c.shape()), *(paged.one_launch(c.shape(), n) for n in clusters))]
+    plans.append((shared, paged.one_launch(shared.shape(), 5, paged.STEP_RING)))
     for case, plan in plans:
         assert plan.score_ctas > 1
         step = make(case)
@@ -362,7 +366,7 @@ def test_nan_and_inf_in_k(bad, index):
 
 
 @pytest.mark.parametrize("own_tokens", [False, True])
-def test_v_of_tokens_not_kept_is_not_read(own_tokens):
+def test_tokens_not_kept_do_not_count(own_tokens):
     case = Case(lengths=(1000,), budget=64, own_tokens=own_tokens)
     step = make(case)
     plans = [p for cluster in (1, 2, 4, 8, 16) for p in paged.plans(step.shape, cluster)]

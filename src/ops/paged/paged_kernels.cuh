@@ -16,9 +16,9 @@ ScoreKernel score_kernel_int8(int dims, int heads, int sets);
 ScoreKernel score_kernel_int4(int dims, int heads, int sets);
 
 // The whole step in one launch, bf16 K and V; heads: of a KV head; sets: 1, or 4 at once; null where there is none.
-StepKernel step_kernel_int8(int head_dim, int dims, int heads, int sets);
-StepKernel step_kernel_int4(int head_dim, int dims, int heads, int sets);
-StepKernel step_kernel_fp8(int head_dim, int dims, int heads, int sets);
+StepKernel step_kernel_int8(int head_dim, int dims, int heads, int sets, int ring);
+StepKernel step_kernel_int4(int head_dim, int dims, int heads, int sets, int ring);
+StepKernel step_kernel_fp8(int head_dim, int dims, int heads, int sets, int ring);
 
 AttendKernel attend_kernel_64(bool is_f16);
 AttendKernel attend_kernel_96(bool is_f16);

@@ -40,6 +40,11 @@ inline constexpr int kThreads = 256;
 inline constexpr int kScoreCtas = 2;
 inline constexpr int kBuffers = 2;
 inline constexpr int kRoundLoads = 4;
+inline constexpr int kRoundBytes = 512 * kRoundLoads;
+// Where a CTA has an SM for itself and many tokens: rounds that a warp has on their way in shared memory.
+inline constexpr int kStepRing = 4;
+// Rounds that a warp scores at once: what follows from one waits for itself.
+FASA_PAGED_BOTH constexpr int score_rounds_together(int ring) { return ring != 0 ? 2 : 1; }
 FASA_PAGED_BOTH constexpr int score_round_tokens(int row_bytes) { return 512 * kRoundLoads / row_bytes; }
 FASA_PAGED_BOTH constexpr int score_round_keys(int row_bytes, int sets) {
   return sets * score_round_tokens(row_bytes) / 32;
@@ -78,6 +83,9 @@ FASA_PAGED_BOTH constexpr int table_entries(int64_t max_length, int page_size) {
 // From one query of 16-bit values to the next in shared memory: not a multiple of 128, so that 8 of them are read at once.
 FASA_PAGED_BOTH constexpr int query_stride(int head_dim) { return 2 * head_dim + 16; }
 
+// Where a warp has 16 rows of K and of V.
+FASA_PAGED_BOTH constexpr int attend_stage_bytes(int head_dim) { return 2 * 16 * 2 * head_dim; }
+
 // Bytes of dynamic shared memory of attend_kernel, in its order.
 struct AttendLayout {
   int select;   // SelectShared or ExactShared, or TeamShared
@@ -89,7 +97,7 @@ struct AttendLayout {
   int barrier;  // 8 bytes; three more where the step is one launch
   int queries;  // 8 rows of query_stride(head_dim) bytes
   int table;    // int32 [table_entries]
-  int slots;    // uint2 [lists * slots], or what a team exchanges; later float [warps][heads of a warp][head_dim]
+  int slots;  // uint2 [lists * slots], or what a team exchanges; later attend_stage_bytes of each warp, also past the end in one launch
   int total;
 };
 // Entries of the list of a set in one launch: what is kept, and ties.
@@ -112,9 +120,9 @@ FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, i
   l.slots = (l.table + 4 * table_entries + 15) / 16 * 16;
   // Histograms of all CTAs in 16 bits, and 16 bits for each key held.
   int rest = team != 0 ? 1024 * team + 2 * team_held(sets) * kThreads : 8 * slots;
-  const int sums = kThreads / 32 * (sets == 1 ? heads : 1) * head_dim * 4;
+  const int stage = team != 0 ? 0 : kThreads / 32 * attend_stage_bytes(head_dim);
   const int query = 16 * index_dims * 4 + 16;
-  rest = rest > sums ? rest : sums;
+  rest = rest > stage ? rest : stage;
   rest = rest > query ? rest : query;
   l.total = (l.slots + rest + 15) / 16 * 16;
   return l;

@@ -22,7 +22,8 @@
 namespace fasa::ops::paged {
 
 // Which token the keys of a CTA are of: key i of a lane is of round i / kKeys of its warp.
-template <class R, bool kNewToken>
+// kTogether: a warp has a multiple of so many rounds, perhaps of no tokens at all.
+template <class R, bool kNewToken, int kTogether>
 struct RowTokens {
   int turns;  // units of tokens of this CTA
   int rank;
@@ -35,7 +36,7 @@ struct RowTokens {
   }
   __device__ __forceinline__ int rounds_of(int warp) const {
     constexpr int kAll = kThreads / 32 * R::kUnits;
-    return max(0, turns - turn_of(0, 0, warp) + kAll - 1) / kAll;
+    return (max(0, turns - turn_of(0, 0, warp) + kAll - 1) / kAll + kTogether - 1) / kTogether * kTogether;
   }
   __device__ __forceinline__ int token_at(int round, int i, int lane, int warp) const {
     const int x = R::token_of(i, lane);
@@ -64,7 +65,9 @@ struct Alone {
 // beside: what the CTA does meanwhile. prepare(): rows of the index are on their way; score(): the queries are in shared memory;
 // sample(): the best of a lane's keys of its first sample_rounds rounds. With kNewToken a warp whose has_new
 // is true has key beside.key of the new token after those of its rounds (0: none). Returns the row's span, seen from its length.
-template <class Codec, int kDims, int kHeads, int kSets, class Beside, class Finish>
+// kRing: rounds that a warp has on their way in shared memory, after the keys, a power of two that kBatch is a multiple of; 0: kBuffers
+// of them, in registers.
+template <class Codec, int kDims, int kHeads, int kSets, int kRing, class Beside, class Finish>
 __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow& r, int rank, int ctas, char* memory, Beside& beside,
                                              const Finish& finish) {
   using S = Scorer<Codec, kDims, kHeads, kSets>;
@@ -93,7 +96,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const float my_scale = __ldg(p.a.index_scale + plane0 + tid % kDims);
 
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
-  using Tokens = RowTokens<R, Beside::kNewToken>;
+  using Tokens = RowTokens<R, Beside::kNewToken, score_rounds_together(kRing)>;
   const auto turn_of = [&](int round, int slot) { return Tokens::turn_of(round, slot, warp); };
   // A lane looks up one unit of a batch of rounds, for which no length is needed.
   const int last_unit = static_cast<int>((shape.max_length - 1) >> 4);
@@ -150,15 +153,14 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
     // Units past the end are read as the batch's first one; rows past the end are memory of the cache.
     const bool inside = lane_turn(batch) < turns;
     const int offset = inside ? lane_place(batch).offset : 0;
-    copy_async_wait();
+    if (kRing == 0 || batch == 0) copy_async_wait();  // else waited for with the batch's first round
     __syncwarp();
     const int block = unit_blocks[inside ? lane : 0];
     const char* rows = index + block * p.a.index.block_stride + offset * p.a.index.token_stride;
     unit_rows[lane] = static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(rows));
     __syncwarp();
   };
-  const auto load_round = [&](int round, uint4(&v)[R::kLoads]) {
-    const char* from[R::kLoads];
+  const auto find_round = [&](int round, const char*(&from)[R::kLoads]) {
     if (whole_units) {
       const unsigned long long* base = unit_rows + (round * R::kUnits & 31);
 #pragma unroll
@@ -187,11 +189,23 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
             index + table[place.page] * p.a.index.block_stride + place.offset * p.a.index.token_stride + piece_offset;
       }
     }
+  };
+  const auto load_round = [&](int round, uint4(&v)[R::kLoads]) {
+    const char* from[R::kLoads];
+    find_round(round, from);
 #pragma unroll
     for (int j = 0; j < R::kLoads; ++j) v[j] = load_row(from[j]);
   };
-  // The rounds on their way, each in registers of its own.
+  // Rounds on their way: each in registers of its own, or in the ring, from which the lane that asked reads.
   uint4 rows[kBuffers][R::kLoads];
+  const u32 end = shared_address(memory) + static_cast<u32>(p.plan.score_smem);
+  const u32 ring = end - (nt / 32 - warp) * kRing * kRoundBytes + lane * 16;
+  const auto copy_round = [&](int round) {
+    const char* from[R::kLoads];
+    find_round(round, from);
+#pragma unroll
+    for (int j = 0; j < R::kLoads; ++j) copy_async16(ring + (round & (kRing - 1)) * kRoundBytes + j * 512, from[j]);
+  };
   if (rounds > 0) {
     next_batch(0);
   } else {
@@ -203,12 +217,21 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   for (int i = 0; i < kMine; ++i) my_x[i] = half_value(my_query[i], is_f16) * my_scale;
 #pragma unroll
   for (float& x : my_x) asm volatile("" : "+f"(x));
+  if constexpr (kRing == 0) {
 #pragma unroll
-  for (int b = 0; b < kBuffers; ++b) {
-    if (rounds > b) load_round(b, rows[b]);
+    for (int b = 0; b < kBuffers; ++b) {
+      if (rounds > b) load_round(b, rows[b]);
+    }
+  } else {
+    if (rounds > R::kBatch) ask_batch(1);  // in the first group
+#pragma unroll
+    for (int b = 0; b < kRing; ++b) {
+      if (rounds > b) copy_round(b);
+      copy_async_commit();
+    }
   }
   beside.prepare(length, span);
-  if (rounds > R::kBatch) ask_batch(1);
+  if (kRing == 0 && rounds > R::kBatch) ask_batch(1);
 
   share_queries<Codec, kDims, kHeads, kSets, kThreads>(my_x, largests, queries);
   beside.score(span, queries);
@@ -230,14 +253,11 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   int sample_round = 0;
   // Sinks are in a warp's first rounds, what is past the end in its last one.
   const int rounds_with_sinks = lo == 0 ? 0 : 1 + (lo >> 4) / (nt / 32 * R::kUnits);  // or fewer
-  // The rows of a round, whose registers then take those of the round kBuffers later, to keys.
-  const auto score_round = [&](uint4(&v)[R::kLoads], int round) {
-    typename S::Sums all;
-    scorer.multiply(v, all);
-    if (round + kBuffers < rounds) load_round(round + kBuffers, v);
+  // Keys of a round, of its sums.
+  const auto put_keys = [&](typename S::Sums& all, int round, bool masks) {
     u32 key[kKeys];
     S::reduce(all, key);
-    if (round < rounds_with_sinks || round == rounds - 1 || !has_head) {
+    if (masks) {
 #pragma unroll
       for (int i = 0; i < kKeys; ++i) {
         const int token = tokens.token_at(round, i, lane, warp);
@@ -246,6 +266,13 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
     }
 #pragma unroll
     for (int i = 0; i < kKeys; i += kVector) store.put(key + i);
+  };
+  // The rows of a round, whose registers then take those of the round kBuffers later, to keys.
+  const auto score_round = [&](uint4(&v)[R::kLoads], int round) {
+    typename S::Sums all;
+    scorer.multiply(v, all);
+    if (round + kBuffers < rounds) load_round(round + kBuffers, v);
+    put_keys(all, round, round < rounds_with_sinks || round == rounds - 1 || !has_head);
     if constexpr (Beside::kNewToken) {
       if (round == sample_round) beside.sample(store.best);
     }
@@ -254,7 +281,43 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
     sample_round = min(beside.sample_rounds, rounds) - 1;
     if (rounds == 0) beside.sample(0);
   }
-  for (int round = 0; round < rounds; round += kBuffers) {
+  if constexpr (kRing != 0) {
+    // Two at a time, as what follows from one waits for itself.
+#pragma unroll 1
+    for (int round = 0; round < rounds; round += 2) {
+      copy_async_wait<kRing - 2>();
+      uint4 v[2][R::kLoads];
+      typename S::Sums all[2];
+#pragma unroll
+      for (int b = 0; b < 2; ++b) {
+#pragma unroll
+        for (int j = 0; j < R::kLoads; ++j) v[b][j] = load_shared(ring + ((round + b) & (kRing - 1)) * kRoundBytes + j * 512);
+      }
+#pragma unroll
+      for (int b = 0; b < 2; ++b) scorer.multiply(v[b], all[b]);
+      const int next = round + kRing;
+      if (next < rounds) {
+        if ((next & (R::kBatch - 1)) == 0) {
+          next_batch(next / R::kBatch);
+          ask_batch(next / R::kBatch + 1);
+        }
+        copy_round(next);
+        copy_async_commit();
+        copy_round(next + 1);
+        copy_async_commit();
+      } else {
+        copy_async_commit();
+        copy_async_commit();
+      }
+      const bool masks = round < rounds_with_sinks || round + 2 >= rounds || !has_head;
+#pragma unroll
+      for (int b = 0; b < 2; ++b) put_keys(all[b], round + b, masks);
+      if constexpr (Beside::kNewToken) {
+        if (round == (sample_round & ~1)) beside.sample(store.best);
+      }
+    }
+  }
+  for (int round = 0; kRing == 0 && round < rounds; round += kBuffers) {
     // A batch begins where the first of these rounds is followed by one.
     if (((round + kBuffers) & (R::kBatch - 1)) == 0 && round + kBuffers < rounds) {
       next_batch((round + kBuffers) / R::kBatch);
@@ -313,7 +376,7 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
   char* ids = scoring + score_query_bytes(kHeads, kDims, Codec::kPartBytes) + 4 * kThreads * (kLeftKeys + kChunkKeys);
   Alone<kSets, kFloatKeys, key_vector(kKeys)> alone{
       {s, reinterpret_cast<unsigned short*>(ids), static_cast<u32>(p.plan.quota), base}};
-  score_tokens<Codec, kDims, kHeads, kSets>(
+  score_tokens<Codec, kDims, kHeads, kSets, 0>(
       p, r, rank, ctas, scoring, alone,
       [&](const auto& keys, bool has_head, const auto& tokens) {
         const int64_t list = list_of(p, r, has_head ? set_of_thread<kSets>() : 0, rank);

@@ -2,6 +2,7 @@
 // (paged_team.cuh), and attend each to those of its own that are kept (paged_attend.cuh). It saves lists in L2, what lies between two
 // launches, and a fallback. For rows short enough that the CTAs of one cluster score them as fast as the chip could (paged.cc).
 //
+// Memory: rounds of the index on their way in registers where an SM has two of the CTAs, in shared memory (kRing) where it has one.
 // Mapping: a cluster a row, a row being (sequence, KV head), or (sequence, KV head, quad of heads) where heads choose for themselves:
 //   four sets at once, whose keys come from the same products; then two warps of a CTA attend for each head. One query token.
 // Ordering: every CTA appends K and V of the new token, the same bytes to the same place, as a CTA sees its own stores without a
@@ -119,7 +120,7 @@ struct Together {
     const int forced = p.a.shape.sinks + p.a.shape.recent;
     const u32 tokens = static_cast<u32>(max(0, span.hi - span.lo)) << (x.size < 8 ? 0 : 1);
     const int group = static_cast<int>(tokens / static_cast<u32>(max(1, p.a.shape.budget - forced)));
-    lanes = kSetLanes<kSets> * min(x.size, 4) / 4;
+    lanes = kSetLanes<kSets> >> (x.size >= 4 ? 0 : x.size >= 2 ? 1 : 2);
     while (lanes > 1 && lanes * R::kKeys > group) lanes >>= 1;
     sample_rounds = max(1, group / (lanes * R::kKeys));
     if constexpr (kGuesses) guesses = span.hi <= x.size * kThreads * (team_held(1) / 2) && p.a.shape.budget <= 512;
@@ -229,8 +230,8 @@ __device__ __forceinline__ void report_team(const KeptRow<kDim>& row, const Team
   T::sync();
 }
 
-template <class Codec, int kDims, int kHeads, int kDim, int kSets>
-__global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) step_kernel(const __grid_constant__ StepParams p) {
+template <class Codec, int kDims, int kHeads, int kDim, int kSets, int kRing>
+__global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) step_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(16) char memory[];
   using T = Team<true>;
@@ -239,9 +240,8 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) step_kernel(con
   const int size = T::size();
   int rank = T::rank();
   asm volatile("" : "+r"(rank));  // a register: to read it again takes long
-  const int log_size = __ffs(size) - 1;
-  const AttendRow r = step_row<kSets>(p, static_cast<int>(blockIdx.x) >> log_size);
-  const Exchange<kDim> exchange{memory, p.layout, r.heads * kDim / 32, size, rank, log_size};
+  const AttendRow r = step_row<kSets>(p, divided(static_cast<int>(blockIdx.x), p.cluster_factor));
+  const Exchange<kDim> exchange{memory, p.layout, r.heads * kDim / 32, size, rank, p.cluster_factor};
   auto& team = *reinterpret_cast<TeamShared<kSets>*>(memory + exchange.layout.select);
   const TeamLink<kSets> link{team, memory + exchange.layout.slots, exchange.barrier() + 8, size, rank};
   if (tid == 0) {
@@ -259,8 +259,8 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) step_kernel(con
   auto* ids = reinterpret_cast<unsigned short*>(link.inbox + 2 * link.kAllBins * size);
   const int stride = kSets == 1 ? 0 : team_entries(shape.budget, kSets);  // of the lists of the sets
   TeamRange range{0, 0, 0, 0, 0, 0};  // of this thread's set, and its list
-  RowTokens<typename Scorer<Codec, kDims, kHeads, kSets>::R, true> tokens;
-  const Span span = score_tokens<Codec, kDims, kHeads, kSets>(
+  RowTokens<typename Scorer<Codec, kDims, kHeads, kSets>::R, true, score_rounds_together(kRing)> tokens;
+  const Span span = score_tokens<Codec, kDims, kHeads, kSets, kRing>(
       p, row, rank, size, memory + exchange.layout.total, beside, [&](const auto& store, bool, const auto& tokens_of_row) {
         tokens = tokens_of_row;
         const KeptRow<kDim> kept(p, r, exchange, beside.length);
@@ -316,13 +316,17 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) step_kernel(con
 // Null where there is none (paged.cc, paged_one_launch_refusal). bf16 K and V; heads: of a KV head; sets: 4 where these choose for
 // themselves.
 template <PagedIndexType kType, int kDims>
-StepKernel pick_step_kernel(int head_dim, int heads, int sets) {
+StepKernel pick_step_kernel(int head_dim, int heads, int sets, int ring) {
   using C = Codec<kType>;
-  if (head_dim == 128 && sets == 4) return step_kernel<C, kDims, 4, 128, 4>;
-  if (head_dim == 64 && sets == 4) return step_kernel<C, kDims, 4, 64, 4>;
-  if (head_dim == 128 && heads <= 4) return step_kernel<C, kDims, 4, 128, 1>;
-  if (head_dim == 128 && heads <= 8) return step_kernel<C, kDims, 8, 128, 1>;
-  if (head_dim == 64 && heads <= 4) return step_kernel<C, kDims, 4, 64, 1>;
+  if (ring != 0) {
+    const bool known = ring == kStepRing && head_dim == 128 && heads <= 4 && sets == 1;
+    return known ? step_kernel<C, kDims, 4, 128, 1, kStepRing> : nullptr;
+  }
+  if (head_dim == 128 && sets == 4) return step_kernel<C, kDims, 4, 128, 4, 0>;
+  if (head_dim == 64 && sets == 4) return step_kernel<C, kDims, 4, 64, 4, 0>;
+  if (head_dim == 128 && heads <= 4) return step_kernel<C, kDims, 4, 128, 1, 0>;
+  if (head_dim == 128 && heads <= 8) return step_kernel<C, kDims, 8, 128, 1, 0>;
+  if (head_dim == 64 && heads <= 4) return step_kernel<C, kDims, 4, 64, 1, 0>;
   return nullptr;
 }
 

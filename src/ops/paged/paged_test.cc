@@ -63,7 +63,8 @@ TEST(PagedCheck, SaysWhatIsWrongWithAShape) {
   EXPECT_NE(with([](auto& s) { s.num_seqs = 10000; }).find("split the batch"), std::string::npos);
 }
 
-const PagedDevice kH200{90, 132, 8};
+// Its GPCs have 18 SMs (six of them), 16 and 8.
+const PagedDevice kH200{90, 132, 8, {132, 66, 43, 30, 22, 21, 15, 15, 13, 7, 7, 7, 7, 7, 7, 7}};
 
 TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
   for (const int32_t batch : {1, 2, 3, 4, 7, 16, 64, 200}) {
@@ -87,7 +88,7 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
           EXPECT_LE(p.attend_smem, kPagedSharedMemory);
           EXPECT_GE(p.score_ctas, 1);
           EXPECT_LT(p.score_ctas, 65536) << "spread_unit";
-          EXPECT_EQ(p.cluster & (p.cluster - 1), 0);
+          EXPECT_TRUE(p.ring != 0 || (p.cluster & (p.cluster - 1)) == 0);
           if (p.path == PagedPath::kOneLaunch) {
             EXPECT_EQ(p.score_ctas, p.cluster);
             EXPECT_EQ(p.workspace_bytes, 0);
@@ -95,6 +96,9 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
             EXPECT_LT(p.score_iterations * paged::score_round_keys(32, own_tokens ? 4 : 1), 256)
                 << "8 bits of a key's id";
             EXPECT_LE(p.cluster, own_tokens ? 8 : 16);
+            if (p.ring != 0) {
+              EXPECT_LE(int64_t{batch} * s.num_kv_heads, kH200.clusters_alone[p.cluster - 1]);
+            }
             const bool one_wave = p.cluster > (own_tokens ? 2 : 1);
             EXPECT_LE(int64_t{batch} * s.num_kv_heads, one_wave ? 264 / p.cluster : 65535);
           } else {
@@ -159,7 +163,7 @@ TEST(PagedPlan, TakesOneLaunchWhereRowsAreShortEnough) {
   EXPECT_EQ(path(1, 8192, 256, same), PagedPath::kOneLaunch);
   EXPECT_EQ(path(16, 32768, 256, same), PagedPath::kOneLaunch);
   EXPECT_EQ(path(64, 8192, 256, same), PagedPath::kOneLaunch);
-  EXPECT_EQ(path(1, 131072, 256, same), PagedPath::kOneLaunch) << "by clusters of 16";
+  EXPECT_EQ(path(1, 131072, 256, same), PagedPath::kOneLaunch) << "by clusters of 9";
   EXPECT_EQ(path(2, 131072, 256, same), PagedPath::kFused) << "one cluster would score for too long";
   EXPECT_EQ(path(16, 32768, 2048, same), PagedPath::kFused) << "more candidates than registers hold";
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.num_query_tokens = 2; }), PagedPath::kFused);
@@ -171,6 +175,29 @@ TEST(PagedPlan, TakesOneLaunchWhereRowsAreShortEnough) {
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.fcs_per_query_head = s.tokens_per_query_head = 1; }), PagedPath::kFused);
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.kv_type = PagedKvType::kF16; }), PagedPath::kFused);
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.head_dim = 256; }), PagedPath::kFused);
+}
+
+TEST(PagedPlan, GivesCtasOfLongRowsAnSmEach) {
+  PagedShape s = llama_shape();
+  s.max_length = 131072;
+  s.budget = 256;
+  PagedPlan p = paged_plan(s, kH200);
+  EXPECT_EQ(p.cluster, 9) << "8 clusters of 10 do not run at once";
+  EXPECT_NE(p.ring, 0);
+  EXPECT_EQ(p.score_iterations % 2, 0) << "rounds that are scored together";
+  PagedPlan again = p;
+  complete_plan(s, again);
+  EXPECT_EQ(again, p);
+  p = paged_plan(s, {90, 132, 8});
+  EXPECT_EQ(p.cluster, 16) << "where it is not known which clusters run at once";
+  EXPECT_EQ(p.ring, 0);
+  s.max_length = 32768;
+  EXPECT_EQ(paged_plan(s, kH200).ring, 0) << "short rows have their rounds in registers";
+  s.num_seqs = 4;
+  EXPECT_EQ(paged_plan(s, kH200).cluster, 3);
+  EXPECT_NE(paged_plan(s, kH200).ring, 0);
+  s.head_dim = 64;
+  EXPECT_EQ(paged_plan(s, kH200).ring, 0) << "there is no kernel";
 }
 
 TEST(PagedPlan, SelectionAloneFits) {
