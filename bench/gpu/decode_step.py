@@ -6,7 +6,8 @@
 
 A row is a whole step (append, score, select, attend) as launched by paged_decode_cuda, captured with others in one CUDA graph;
 consecutive steps use other blocks of a pool far larger than L2, so nothing is warm. Peers run the same way in the same process:
-torch's cuDNN attention over all tokens, and a chain of torch operations (matmul over a packed index, topk, gather, attention).
+torch's cuDNN attention over all tokens, a chain of torch operations (matmul over a packed index, topk, gather, attention), and
+the chain of peers.py.
 The floor is two launches that read the same bytes and do nothing. Every row's result is checked before it is timed.
 """
 
@@ -267,12 +268,14 @@ def bench_fasa(pool, rows, batch, context, budget, own_tokens, dense_us):
           f" plan {plan.path} {plan.score_ctas},{plan.cluster}", flush=True)
 
 
-def bench_chain(pool, rows):
+def bench_chain(pool, rows, shapes):
+    import peers  # it wants Triton
     for batch, context in ((1, 8 * K), (1, 32 * K), (1, 128 * K), (4, 128 * K), (16, 32 * K)):
         times = time_chain(pool, batch, context, 256)
         rows.add(times, op="decode_step", impl="torch_chain", dtype="bf16", index_dtype="bf16", index_bytes_per_token=64,
                  sharing="kv_group", batch=batch, context=context, budget=256)
         print(f"torch chain {batch}x{context // K}K {times[0]:.1f}", flush=True)
+    peers.bench(timed, pool, rows, shapes)
 
 
 def main():
@@ -305,12 +308,12 @@ def main():
                 bench_fasa(pool, rows, batch, context, budget, own_tokens, dense[batch, context])
 
     bench((256, 1024, 2048), False)
-    bench_chain(pool, rows)
     for kind, dims in (("fp8", 32), ("fp8", 16), ("int4", 32)):
         pool.set_index(kind, dims)
         bench((256,), False)
     pool.set_index("int8", 32)
     bench((256, 1024, 2048), True)
+    bench_chain(pool, rows, shapes)
 
 
 if __name__ == "__main__":

@@ -293,15 +293,16 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
     const int64_t per_sm = 2 * memory + 4096 <= kPagedSharedMemory ? 2 : 1;
     const int64_t lost = cluster == 8 ? 1 : cluster == 4 ? 3 : 0;
     const bool at_once = rows <= per_sm * (device.num_sms / cluster - lost);
-    // Pairs that choose four sets gain one after another, too: their part of the index comes while others select.
-    if (cluster == 16 ? per_sm == 1 : cluster > 1 && !at_once && !(quads && cluster == 2 && per_sm == 2)) continue;
+    // Pairs gain one after another, too, where choosing or gathering takes long: their part of the index comes meanwhile.
+    const bool gains = quads || (need > 512 && s.max_length > 16384);
+    if (cluster == 16 ? per_sm == 1 : cluster > 1 && !at_once && !(gains && cluster == 2 && per_sm == 2)) continue;
     // A CTA keeps its keys in shared memory, and those that may be kept in registers.
     const int64_t tokens = ceil_div(s.max_length, cluster);
     const int64_t most = quads                          ? (need > 512     ? 0
                                                            : cluster == 8 ? 8192
                                                            : cluster == 4 ? 2048
                                                                           : 4096)
-                         : cluster <= 2 && need <= 1024 ? 16384
+                         : cluster <= 2 && need <= 2048 ? 16384
                                                         : 8192;
     return tokens <= most ? p : PagedPlan();
   }
@@ -316,8 +317,9 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   if (paged_one_launch_refusal(s).empty()) {
     const PagedPlan one = one_launch_plan(s, device);
     const bool fits = one.path == PagedPath::kOneLaunch;
-    // Clusters of 16 do not fill every GPC, so that some of their CTAs share an SM.
-    if (!fits || one.cluster == 16 || ceil_div(s.max_length, one.cluster) >= 6144) {
+    // Clusters of 16 do not fill every GPC, so that some of their CTAs share an SM; but they attend faster where much is kept.
+    const bool is_small = s.budget - s.sinks - s.recent <= 512;
+    if (!fits || (one.cluster == 16 && is_small) || ceil_div(s.max_length, one.cluster) >= 6144) {
       const PagedPlan alone = one_launch_alone(s, device);
       if (alone.path == PagedPath::kOneLaunch) return alone;
     }

@@ -313,7 +313,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
 #pragma unroll
       for (int b = 0; b < 2; ++b) put_keys(all[b], round + b, masks);
       if constexpr (Beside::kNewToken) {
-        if (round == (sample_round & ~1)) beside.sample(store.best);
+        if (round + 1 == sample_round) beside.sample(store.best);
       }
     }
   }

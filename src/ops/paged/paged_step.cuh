@@ -36,7 +36,7 @@ __device__ __forceinline__ AttendRow head_row(const AttendRow& r, int i) {
 }
 
 // What a CTA does while it scores.
-template <class Codec, int kDims, int kHeads, int kDim, int kSets>
+template <class Codec, int kDims, int kHeads, int kDim, int kSets, int kRing>
 struct Together {
   using S = Scorer<Codec, kDims, kHeads, kSets>;
   using R = typename S::R;
@@ -121,8 +121,9 @@ struct Together {
     const u32 tokens = static_cast<u32>(max(0, span.hi - span.lo)) << (x.size < 8 ? 0 : 1);
     const int group = static_cast<int>(tokens / static_cast<u32>(max(1, p.a.shape.budget - forced)));
     lanes = kSetLanes<kSets> >> (x.size >= 4 ? 0 : x.size >= 2 ? 1 : 2);
-    while (lanes > 1 && lanes * R::kKeys > group) lanes >>= 1;
-    sample_rounds = max(1, group / (lanes * R::kKeys));
+    constexpr int kTogether = score_rounds_together(kRing);  // are sampled together, too
+    while (lanes > 1 && lanes * R::kKeys * kTogether > group) lanes >>= 1;
+    sample_rounds = max(1, group / (lanes * R::kKeys * kTogether)) * kTogether;
     if constexpr (kGuesses) guesses = span.hi <= x.size * kThreads * (team_held(1) / 2) && p.a.shape.budget <= 512;
     const KeptRow<kDim> kept(p, r, x, length);
     if constexpr (kSets == 1) {
@@ -251,7 +252,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
   __syncwarp();
   T::arrive();
   team.clear();
-  Together<Codec, kDims, kHeads, kDim, kSets> beside(p, r, exchange, link);
+  Together<Codec, kDims, kHeads, kDim, kSets, kRing> beside(p, r, exchange, link);
   const ScoreRow row{r.seq, 0, r.kv_head, r.kv_head, r.head0, r.heads, r.kv_head, true, true};
   T::wait();
   auto* lists = reinterpret_cast<int*>(memory + exchange.layout.list);

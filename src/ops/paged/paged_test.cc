@@ -165,7 +165,10 @@ TEST(PagedPlan, TakesOneLaunchWhereRowsAreShortEnough) {
   EXPECT_EQ(path(64, 8192, 256, same), PagedPath::kOneLaunch);
   EXPECT_EQ(path(1, 131072, 256, same), PagedPath::kOneLaunch) << "by clusters of 9";
   EXPECT_EQ(path(2, 131072, 256, same), PagedPath::kFused) << "one cluster would score for too long";
-  EXPECT_EQ(path(16, 32768, 2048, same), PagedPath::kFused) << "more candidates than registers hold";
+  EXPECT_EQ(path(16, 32768, 2048, same), PagedPath::kOneLaunch);
+  EXPECT_EQ(path(16, 32768, 4096, same), PagedPath::kFused) << "more candidates than registers hold";
+  EXPECT_EQ(path(64, 32768, 1024, same), PagedPath::kOneLaunch) << "pairs, one after another";
+  EXPECT_EQ(path(64, 32768, 256, same), PagedPath::kFused);
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.num_query_tokens = 2; }), PagedPath::kFused);
   const auto own_tokens = [](auto& s) { s.tokens_per_query_head = 1; };
   EXPECT_EQ(path(1, 8192, 256, own_tokens), PagedPath::kOneLaunch);
