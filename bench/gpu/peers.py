@@ -2,6 +2,7 @@
 
     pip install flashinfer-python==0.7.2.post1
     PYTHONPATH=bench/gpu python bench/gpu/peers.py --out rows.jsonl       # every shape, the times of every part
+    ... --quick                                                           # shapes to 2M tokens in all
 
 The KV group of a sequence is a row: its tokens' fp8 index [row, token, 32], K and V [row, token, 128] are contiguous, and nothing
 is appended; both favour the chain. The chain takes the fastest choices for each shape, with programmatic launches where they help.
@@ -20,7 +21,9 @@ GROUP, KV_HEADS, DIM, DIMS = (tl.constexpr(n) for n in (4, 8, 128, 32))
 SCORE_CHOICES = [(128, 1, 4, False), (256, 1, 4, False), (512, 1, 4, False), (512, 1, 8, False), (256, 4, 4, False),
                  (512, 4, 4, False), (256, 16, 4, False),
                  (128, 1, 4, True), (256, 1, 4, True), (256, 4, 4, True), (256, 16, 4, True)]  # block, blocks a CTA, warps, flip
-ATTEND_CHOICES = [(1, 8), (2, 8), (2, 4), (4, 4), (8, 4), (16, 4)]  # splits, warps
+ATTEND_CHOICES = [(1, 8), (2, 8), (2, 4), (4, 4), (8, 4), (8, 8), (16, 4), (16, 8), (32, 4), (32, 8)]  # splits, warps
+K = 1024
+LARGE = [(1, 128 * K), (4, 32 * K), (16, 32 * K), (64, 8 * K)]  # shapes that have rows of budget 2048 as well
 
 
 @triton.jit
@@ -123,6 +126,11 @@ def is_right(scores, budget, kept):
     return torch.equal(scores.gather(1, kept).sort(1, descending=True).values, scores.topk(budget, 1).values)
 
 
+def attend_choices(budget):
+    """A CTA has all its rows of K and V in registers at once: 16, a tile of tl.dot, to 32 a warp."""
+    return [(splits, warps) for splits, warps in ATTEND_CHOICES if 16 <= budget // splits <= 32 * warps]
+
+
 class Chain:
     def __init__(self, pool, batch, context, budget):
         self.sets, self.rows, self.context, self.budget = pool.sets(batch, context), batch * KV_HEADS.value, context, budget
@@ -139,7 +147,7 @@ class Chain:
                 self.index[i, part] = self.k[i, part].gather(2, self.dims[:, None].expand(-1, context, -1)).to(self.index.dtype)
         self.scores = torch.empty(self.rows, context, device=device)
         self.out = torch.empty(self.rows, GROUP.value, DIM.value, dtype=torch.bfloat16, device=device)
-        most = max(splits for splits, warps in ATTEND_CHOICES)
+        most = max(splits for splits, warps in attend_choices(budget))
         self.partial = torch.empty(self.rows, most, GROUP.value, DIM.value, device=device)
         self.tops, self.sums = (torch.empty(self.rows, most, GROUP.value, device=device) for _ in range(2))
         self.done = torch.zeros(self.rows, dtype=torch.int32, device=device)
@@ -187,14 +195,15 @@ def time_best(timed, pool, batch, context, budget):
         except RuntimeError as error:  # a shape that it does not take
             right = print(error)
         if not right:
-            print(f"{batch}x{context // 1024}K: no {name}", flush=True)
+            print(f"{batch}x{context // K}K: no {name}", flush=True)
             del found[name]
     select_us = {name: alone(lambda i, f=f: f(), 32) for name, f in found.items()}
     kept = found["torch"]()
-    attend_us = {c: alone(lambda i, c=c: chain.attend(i, kept, c, False)) for c in ATTEND_CHOICES}
+    attend_us = {c: alone(lambda i, c=c: chain.attend(i, kept, c, False)) for c in attend_choices(budget)}
     best = lambda us, count: sorted(us, key=us.get)[:count]
+    alike = [best({n: us for n, us in select_us.items() if n.endswith("_pdl") == pdl}, 2) for pdl in (False, True)]  # alone, pdl flatters
     whole = {}
-    for score, name, attend, pdl in itertools.product(best(score_us, 2), best(select_us, 3), best(attend_us, 2), (False, True)):
+    for score, name, attend, pdl in itertools.product(best(score_us, 2), sum(alike, []), best(attend_us, 2), (False, True)):
         whole[score, name, attend, pdl] = alone(lambda i: chain.run(i, score, found[name], attend, pdl))
     score, name, attend, pdl = min(whole, key=whole.get)
     launch = lambda i: chain.run(i, score, found[name], attend, pdl)
@@ -206,13 +215,13 @@ def time_best(timed, pool, batch, context, budget):
     return times, name, flashinfer, parts
 
 
-def bench(timed, pool, rows, shapes, budget=256):
-    for batch, context in shapes:
+def bench(timed, pool, rows, shapes):
+    for batch, context, budget in [(*s, 256) for s in shapes] + [(*s, 2048) for s in LARGE if s in shapes]:
         times, name, flashinfer, parts = time_best(timed, pool, batch, context, budget)
         impl = "triton_flashinfer" if flashinfer else "triton_torch_topk"
         rows.add(times, op="decode_step", impl=impl, dtype="bf16", index_dtype="fp8", index_bytes_per_token=32, sharing="kv_group",
                  batch=batch, context=context, budget=budget, topk=name)
-        print(f"{impl} {batch}x{context // 1024}K {times[0]:.1f} {name} pdl {parts['pdl']} | score {parts['score']:.1f}"
+        print(f"{impl} {batch}x{context // K}K {budget} {times[0]:.1f} {name} pdl {parts['pdl']} | score {parts['score']:.1f}"
               f" {parts['score_choice']} attend {parts['attend']:.1f} {parts['attend_choice']} | "
               + "  ".join(f"{n} {us:.1f}" for n, us in sorted(parts["select"].items(), key=lambda item: item[1])), flush=True)
 
@@ -222,9 +231,12 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out")
     parser.add_argument("--commit", help="what the rows say; default: git's HEAD")
+    parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    pool = decode_step.Pool(8192 * 1024, "int8", 32)
-    bench(decode_step.timed, pool, decode_step.Rows(options.out, decode_step.time_bandwidth(pool), options.commit), decode_step.SHAPES)
+    pool = decode_step.Pool((4096 if options.quick else 8192) * K, "int8", 32)
+    rows = decode_step.Rows(options.out, decode_step.time_bandwidth(pool), options.commit)
+    print(rows.gpu, rows.common, flush=True)
+    bench(decode_step.timed, pool, rows, [s for s in decode_step.SHAPES if not options.quick or s[0] * s[1] <= 2048 * K])
 
 
 if __name__ == "__main__":
