@@ -269,6 +269,7 @@ PagedPlan one_launch_alone(const PagedShape& s, const PagedDevice& device) {
   if (device.clusters_alone[p.cluster - 1] < attend_rows(s)) return PagedPlan();
   p.score_ctas = p.cluster;
   complete_plan(s, p);
+  // With fewer tokens two CTAs an SM are faster; more were hardly measured (docs/gpu.md).
   const int64_t tokens = ceil_div(s.max_length, p.cluster);
   return tokens >= 6144 && tokens <= 16384 && p.score_smem + p.attend_smem <= kPagedSharedMemory ? p : PagedPlan();
 }
