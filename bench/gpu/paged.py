@@ -49,7 +49,7 @@ class Args(ctypes.Structure):
 
 
 class Device(ctypes.Structure):
-    _fields_ = [("compute_capability", I32), ("num_sms", I32), ("clusters_of_16", I32), ("clusters_alone", I32 * 16)]
+    _fields_ = [("compute_capability", I32), ("num_sms", I32), ("clusters_alone", I32 * 16), ("clusters_paired", I32 * 16)]
 
 
 class Plan(ctypes.Structure):

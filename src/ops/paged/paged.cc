@@ -67,7 +67,7 @@ bool forgets_too_little(int64_t budget, int32_t ctas, int64_t threads, int64_t t
   int32_t slots = 0;
   set_quota(budget, ctas, quota, slots);
   return tokens > threads * paged::kChunkKeys &&
-         (quota > std::min(4 * threads, tokens / 64) || tokens > int64_t{1} << 18);
+         (quota > std::min(6 * threads, tokens / 48) || tokens > int64_t{1} << 18);
 }
 
 }  // namespace
@@ -257,57 +257,63 @@ bool fits(const PagedShape& s, const PagedPlan& p) {
          paged_keys_fit(s, p);
 }
 
-// The step in one launch by CTAs that have an SM each and so the registers and the shared memory for more bytes on their way: the largest
-// clusters that all run at once; or a generic plan.
-PagedPlan one_launch_alone(const PagedShape& s, const PagedDevice& device) {
-  if (s.sets_at_once() != 1 || s.head_dim != 128 || s.group() > 4) return PagedPlan();
-  PagedPlan p;
-  p.path = PagedPath::kOneLaunch;
-  p.ring = paged::kStepRing;
-  p.cluster = paged::team_ctas(1);
-  while (p.cluster > 1 && device.clusters_alone[p.cluster - 1] < attend_rows(s)) --p.cluster;
-  if (device.clusters_alone[p.cluster - 1] < attend_rows(s)) return PagedPlan();
-  p.score_ctas = p.cluster;
-  complete_plan(s, p);
-  // With fewer tokens two CTAs an SM are faster; more were hardly measured (docs/gpu.md).
-  const int64_t tokens = ceil_div(s.max_length, p.cluster);
-  return tokens >= 6144 && tokens <= 16384 && p.score_smem + p.attend_smem <= kPagedSharedMemory ? p : PagedPlan();
+// The largest cluster of at most `most` CTAs of which the device runs `rows` at once, by one of its tables; 0: none, or not known.
+// spare: with some room for those of the next step, and as they are not always placed as tightly as can be; single CTAs and pairs are.
+int32_t largest_cluster(const int32_t (&at_once)[16], int64_t rows, int32_t most, bool spare) {
+  for (int32_t size = most; size > 0; --size) {
+    const int64_t count = at_once[size - 1];
+    if (spare && size > 2 ? count > rows + rows / 8 : count >= rows) return size;
+  }
+  return 0;
 }
 
-// The step in one launch by CTAs of which an SM has two, or a generic plan where two launches are faster: limits measured on H100 and
-// H200 (docs/gpu.md).
+// The step in one launch by clusters of a size; a generic plan where they have not the memory for it.
+PagedPlan one_launch_of(const PagedShape& s, int32_t cluster, int32_t ring) {
+  PagedPlan p;
+  if (cluster == 0) return p;
+  p.path = PagedPath::kOneLaunch;
+  p.score_ctas = p.cluster = cluster;
+  p.ring = ring;
+  complete_plan(s, p);
+  return p.score_smem + p.attend_smem <= kPagedSharedMemory ? p : PagedPlan();
+}
+
+// The step in one launch, or a generic plan where two launches are faster: limits measured on H100 and H200 (docs/gpu.md).
 PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   const bool quads = s.sets_at_once() == 4;
   const int64_t rows = quads ? score_rows(s) : attend_rows(s);
   const int64_t need = s.budget - s.sinks - s.recent;
-  for (const int32_t cluster : {16, 8, 4, 2, 1}) {
-    if (cluster > paged::team_ctas(s.sets_at_once())) continue;
-    // Of 16 only where rows are few and 8 CTAs would score for long.
-    if (cluster == 16 && (rows > device.clusters_of_16 || s.max_length <= 8 * (need > 512 ? 2048 : 4096))) continue;
-    PagedPlan p;
-    p.path = PagedPath::kOneLaunch;
-    p.score_ctas = p.cluster = cluster;
-    complete_plan(s, p);
-    const int64_t memory = p.score_smem + p.attend_smem;
-    if (memory > kPagedSharedMemory) continue;
-    // Clusters that run at once: those of 8 and 4 do not fill every GPC.
-    const int64_t per_sm = 2 * memory + 4096 <= kPagedSharedMemory ? 2 : 1;
-    const int64_t lost = cluster == 8 ? 1 : cluster == 4 ? 3 : 0;
-    const bool at_once = rows <= per_sm * (device.num_sms / cluster - lost);
-    // Pairs gain one after another, too, where choosing or gathering takes long: their part of the index comes meanwhile.
-    const bool gains = quads || (need > 512 && s.max_length > 16384);
-    if (cluster == 16 ? per_sm == 1 : cluster > 1 && !at_once && !(gains && cluster == 2 && per_sm == 2)) continue;
-    // A CTA keeps its keys in shared memory, and those that may be kept in registers.
-    const int64_t tokens = ceil_div(s.max_length, cluster);
-    const int64_t most = quads                          ? (need > 512     ? 0
-                                                           : cluster == 8 ? 8192
-                                                           : cluster == 4 ? 2048
-                                                                          : 4096)
-                         : cluster <= 2 && need <= 2048 ? 16384
-                                                        : 8192;
-    return tokens <= most ? p : PagedPlan();
+  const bool is_small = need <= 512;
+  const int32_t most = paged::team_ctas(1);
+  // CTAs that have an SM each, and CTAs of which two share one. What they exchange grows with the cluster, so where these are many for
+  // few rows, less of them are faster, but for long rows of which much is kept.
+  const int32_t alone = largest_cluster(device.clusters_alone, rows, most, false);
+  const int32_t paired = largest_cluster(device.clusters_paired, rows, most, true);
+  int32_t cluster = paired;
+  if (paired > 8) {
+    const int64_t tokens = alone != 0 ? ceil_div(s.max_length, alone) : 0;
+    const bool has_ring = !quads && s.head_dim == 128 && s.group() <= 4;
+    if (has_ring && tokens >= (is_small ? 5120 : 12288) && tokens <= (need <= 1024 ? 24576 : 16384)) {
+      const PagedPlan p = one_launch_of(s, alone, paged::kStepRing);
+      if (p.path == PagedPath::kOneLaunch) return p;
+    }
+    if (quads || is_small || s.max_length < 16384) cluster = std::min(8, alone);
+  } else if (paired <= 1) {
+    // Pairs, also where they run one after another, gain if choosing or gathering takes long: their part of the index comes meanwhile.
+    cluster = quads || need > 1024 || (!is_small && s.max_length >= 16384) ? 2 : 1;
   }
-  return PagedPlan();
+  PagedPlan p = one_launch_of(s, cluster, 0);
+  if (2 * (p.score_smem + p.attend_smem) + 4096 > kPagedSharedMemory) {
+    p = one_launch_of(s, std::min(alone, paged::team_ctas(s.sets_at_once())), 0);
+  }
+  if (p.path != PagedPath::kOneLaunch) return p;
+  // A CTA keeps its keys in shared memory, and those that may be kept in registers.
+  const int64_t tokens = ceil_div(s.max_length, p.cluster);
+  const int64_t most_tokens = !quads                      ? (need <= 2048 ? 16384 : 8192)
+                              : is_small                  ? 6144
+                              : paired > 1 && paired <= 8 ? 3072
+                                                          : 0;
+  return tokens <= most_tokens ? p : PagedPlan();
 }
 
 }  // namespace
@@ -317,14 +323,7 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   if (!paged_fused_refusal(s, device).empty()) return generic_plan(s);
   if (paged_one_launch_refusal(s).empty()) {
     const PagedPlan one = one_launch_plan(s, device);
-    const bool fits = one.path == PagedPath::kOneLaunch;
-    // Clusters of 16 do not fill every GPC, so that some of their CTAs share an SM; but they attend faster where much is kept.
-    const bool is_small = s.budget - s.sinks - s.recent <= 512;
-    if (!fits || (one.cluster == 16 && is_small) || ceil_div(s.max_length, one.cluster) >= 6144) {
-      const PagedPlan alone = one_launch_alone(s, device);
-      if (alone.path == PagedPath::kOneLaunch) return alone;
-    }
-    if (fits) return one;
+    if (one.path == PagedPath::kOneLaunch) return one;
   }
   PagedPlan p;
   // One wave of CTAs, with 512 tokens each at least, 2,048 where a row has more than 8 and 4,096 where it has more than 16, as launch
@@ -341,15 +340,12 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   const int64_t threads = paged::kThreads / s.sets_at_once();  // of a set
   const auto too_long = [&] {
     const int64_t most = ceil_div(ceil_div(s.max_length, 16), p.score_ctas) * 16;  // of a CTA
-    return forgets_too_little(s.budget, p.score_ctas, threads, most) ||
-           (s.budget / p.score_ctas > 512 && tokens() > 8192);
+    return forgets_too_little(s.budget, p.score_ctas, threads, most);
   };
   while (p.score_ctas < 1024 && too_long()) p.score_ctas *= 2;
-  // Clusters that fill the SMs once, or pairs that fill them twice; none with less than 32 tokens a CTA.
-  const int64_t attending = attend_rows(s);
-  p.cluster = floor_power2(std::clamp<int64_t>(device.num_sms / attending, 1, 8));
-  if (p.cluster == 1 && attending <= device.num_sms) p.cluster = 2;
-  while (p.cluster > 1 && s.budget / p.cluster < 32) p.cluster /= 2;
+  // Clusters of which two CTAs share an SM, none with less than 32 tokens a CTA.
+  p.cluster = std::max(1, largest_cluster(device.clusters_paired, attend_rows(s), 8, true));
+  while (p.cluster > 1 && s.budget / p.cluster < 32) --p.cluster;
   complete_plan(s, p);
   while (p.score_smem > kPagedSharedMemory && p.score_ctas < 1024) {
     p.score_ctas *= 2;

@@ -115,9 +115,9 @@ struct PagedArgs {
 struct PagedDevice {
   int32_t compute_capability = 90;  // 10 * major + minor
   int32_t num_sms = 132;
-  int32_t clusters_of_16 = 0;  // that run at once, of CTAs of which an SM holds two
-  // [n - 1]: clusters of n CTAs that run at once where every CTA has an SM for itself; 0: not known.
+  // [n - 1]: clusters of n CTAs that run at once where every CTA has an SM for itself, and where two share one; 0: not known.
   int32_t clusters_alone[16] = {};
+  int32_t clusters_paired[16] = {};
 };
 
 enum class PagedPath : int32_t {

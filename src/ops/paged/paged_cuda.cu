@@ -231,8 +231,10 @@ void count_clusters(int32_t ordinal, PagedDevice& device) {
   int before = 0;
   if (cudaGetDevice(&before) != cudaSuccess || cudaSetDevice(ordinal) != cudaSuccess) return;
   constexpr int kHalf = 110 * 1024;  // of an SM's shared memory
-  device.clusters_of_16 = clusters_at_once(16, kHalf);
-  for (int size = 1; size <= 16; ++size) device.clusters_alone[size - 1] = clusters_at_once(size, 2 * kHalf);
+  for (int size = 1; size <= 16; ++size) {
+    device.clusters_alone[size - 1] = clusters_at_once(size, 2 * kHalf);
+    device.clusters_paired[size - 1] = clusters_at_once(size, kHalf);
+  }
   cudaSetDevice(before);
 }
 

@@ -113,7 +113,7 @@ def check_case(case, fused=None, with_ref=True):
     step = make(case)
     ref = step.to("cpu") if with_ref else None
     untouched = step.out._base[:, :, -1].clone()
-    plans = paged.plans(step.shape, cluster=1 << case.seed % 5)
+    plans = paged.plans(step.shape, cluster=(1, 2, 4, 6, 8, 10, 16)[case.seed % 7])
     if fused is not None:
         assert (plans[0].path != paged.GENERIC) == fused
     for plan in plans:
@@ -230,8 +230,8 @@ def check_plan(case, one=0, **change):
 
 
 @pytest.mark.parametrize("change", [dict(score_ctas=1), dict(score_ctas=2), dict(score_ctas=3), dict(score_ctas=7), dict(score_ctas=16),
-                                    dict(score_ctas=64), dict(cluster=1), dict(cluster=2), dict(cluster=8), dict(one=1), dict(one=2),
-                                    dict(one=4), dict(one=5), dict(one=8), dict(one=16)])
+                                    dict(score_ctas=64), dict(cluster=1), dict(cluster=2), dict(cluster=3), dict(cluster=6), dict(cluster=8),
+                                    *(dict(one=n) for n in (1, 2, 3, 4, 5, 6, 8, 10, 16))])
 def test_every_plan(change):
     for own_tokens in (False, True):
         check_plan(Case(lengths=(3000, 5000), own_tokens=own_tokens, budget=200), **change)
@@ -308,7 +308,7 @@ def plant(step, seq, head, tokens, strength=1.0):
 def test_hot_tokens(where, budget):
     """Where the best tokens lie decides what each CTA publishes, never the result. In one CTA they overflow its quota."""
     shared, own = (Case(lengths=(20000, 20000), budget=budget, kv_heads=2, sinks=0, recent=0, own_tokens=own) for own in (False, True))
-    plans = [(c, plan) for c, clusters in ((shared, (16, 8, 4)), (own, (8, 4)))
+    plans = [(c, plan) for c, clusters in ((shared, (16, 10, 8, 6, 3)), (own, (8, 6, 4)))
              for plan in (paged.two_launches(c.shape()), *(paged.one_launch(c.shape(), n) for n in clusters))]
     plans.append((shared, paged.one_launch(shared.shape(), 5, paged.STEP_RING)))
     for case, plan in plans:
@@ -369,7 +369,7 @@ def test_nan_and_inf_in_k(bad, index):
 def test_tokens_not_kept_do_not_count(own_tokens):
     case = Case(lengths=(1000,), budget=64, own_tokens=own_tokens)
     step = make(case)
-    plans = [p for cluster in (1, 2, 4, 8, 16) for p in paged.plans(step.shape, cluster)]
+    plans = [p for cluster in (1, 2, 3, 6, 8, 16) for p in paged.plans(step.shape, cluster)]
     good = []
     for plan in plans:
         step.run(plan)

@@ -19,7 +19,7 @@ def test_ties(index, own_tokens):
         choice = torch.randint(0, values, step.k.shape[:3], device="cuda")
         step.k.copy_(few[choice][..., 0, :].to(step.k.dtype))
         write_index(step, case)
-        for plan in (p for cluster in (1, 2, 4, 8, 16) for p in paged.plans(step.shape, cluster)):
+        for plan in (p for cluster in (1, 2, 3, 6, 8, 16) for p in paged.plans(step.shape, cluster)):
             check_run(step, plan, case.lengths)
 
 
@@ -40,7 +40,7 @@ def test_clustered_scores(index, dims, cluster, own_tokens, size):
 @pytest.mark.parametrize("own_tokens", [False, True])
 def test_new_token_is_kept_where_it_is_best(own_tokens):
     case = Case(lengths=(3000, 700), sinks=0, recent=0, own_tokens=own_tokens)
-    for plan in (p for cluster in (1, 2, 4, 8, 16) for p in paged.plans(case.shape(), cluster)):
+    for plan in (p for cluster in (1, 2, 3, 6, 8, 16) for p in paged.plans(case.shape(), cluster)):
         for head in range(case.group if own_tokens else 1):
             step = make(case)
             step.k_new.copy_(step.q[:, :, head::case.group])

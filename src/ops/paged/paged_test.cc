@@ -63,8 +63,11 @@ TEST(PagedCheck, SaysWhatIsWrongWithAShape) {
   EXPECT_NE(with([](auto& s) { s.num_seqs = 10000; }).find("split the batch"), std::string::npos);
 }
 
-// Its GPCs have 18 SMs (six of them), 16 and 8.
-const PagedDevice kH200{90, 132, 8, {132, 66, 43, 30, 22, 21, 15, 15, 13, 7, 7, 7, 7, 7, 7, 7}};
+// As one says of itself; their GPCs differ.
+const PagedDevice kH200{90,
+                        132,
+                        {132, 66, 39, 30, 22, 17, 15, 15, 9, 7, 7, 7, 7, 7, 7, 7},
+                        {264, 132, 79, 62, 47, 39, 32, 30, 23, 21, 16, 16, 14, 14, 14, 14}};
 
 TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
   for (const int32_t batch : {1, 2, 3, 4, 7, 16, 64, 200}) {
@@ -88,7 +91,6 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
           EXPECT_LE(p.attend_smem, kPagedSharedMemory);
           EXPECT_GE(p.score_ctas, 1);
           EXPECT_LT(p.score_ctas, 65536) << "spread_unit";
-          EXPECT_TRUE(p.ring != 0 || (p.cluster & (p.cluster - 1)) == 0);
           if (p.path == PagedPath::kOneLaunch) {
             EXPECT_EQ(p.score_ctas, p.cluster);
             EXPECT_EQ(p.workspace_bytes, 0);
@@ -96,11 +98,10 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
             EXPECT_LT(p.score_iterations * paged::score_round_keys(32, own_tokens ? 4 : 1), 256)
                 << "8 bits of a key's id";
             EXPECT_LE(p.cluster, own_tokens ? 8 : 16);
-            if (p.ring != 0) {
-              EXPECT_LE(int64_t{batch} * s.num_kv_heads, kH200.clusters_alone[p.cluster - 1]);
-            }
-            const bool one_wave = p.cluster > (own_tokens ? 2 : 1);
-            EXPECT_LE(int64_t{batch} * s.num_kv_heads, one_wave ? 264 / p.cluster : 65535);
+            // Pairs may run one after another.
+            const auto& at_once = p.ring != 0 ? kH200.clusters_alone : kH200.clusters_paired;
+            EXPECT_TRUE(p.cluster <= 2 || batch * s.num_kv_heads <= at_once[p.cluster - 1])
+                << batch << " " << p.cluster;
           } else {
             EXPECT_GE(p.workspace_bytes, int64_t{batch} * s.num_sets() * p.lists() * (8 * p.slots + 16));
           }
@@ -123,7 +124,7 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
           const int64_t at_once = std::min<int64_t>(keys, paged::kChunkKeys);
           EXPECT_GE(p.score_smem, queries + 4 * int64_t{paged::kThreads} * at_once);
           const int64_t set_threads = paged::kThreads / s.sets_at_once();
-          EXPECT_TRUE(keys <= paged::kChunkKeys || p.path == PagedPath::kOneLaunch || p.quota <= 4 * set_threads)
+          EXPECT_TRUE(keys <= paged::kChunkKeys || p.path == PagedPath::kOneLaunch || p.quota <= 6 * set_threads)
               << "room for what is left";
           EXPECT_TRUE(paged_keys_fit(s, p)) << "16 bits for a key's number and lane";
         }
@@ -140,9 +141,9 @@ TEST(PagedPlan, TakesTheFusedPathWhereItHasAKernel) {
     return paged_fused_refusal(s, device);
   };
   EXPECT_EQ(refused([](auto&) {}), "");
-  EXPECT_EQ(refused([](auto&) {}, {100, 148, 0}), "");
-  EXPECT_NE(refused([](auto&) {}, {80, 108, 0}), "");
-  EXPECT_NE(refused([](auto&) {}, {120, 188, 0}), "");
+  EXPECT_EQ(refused([](auto&) {}, {100, 148}), "");
+  EXPECT_NE(refused([](auto&) {}, {80, 108}), "");
+  EXPECT_NE(refused([](auto&) {}, {120, 188}), "");
   EXPECT_NE(refused([](auto& s) { s.kv_type = PagedKvType::kF8E4M3; }), "");
   EXPECT_NE(refused([](auto& s) { s.index_dims = 30; }), "");
   EXPECT_NE(refused([](auto& s) { s.fcs_per_query_head = 1; }), "");
@@ -164,7 +165,8 @@ TEST(PagedPlan, TakesOneLaunchWhereRowsAreShortEnough) {
   EXPECT_EQ(path(16, 32768, 256, same), PagedPath::kOneLaunch);
   EXPECT_EQ(path(64, 8192, 256, same), PagedPath::kOneLaunch);
   EXPECT_EQ(path(1, 131072, 256, same), PagedPath::kOneLaunch) << "by clusters of 9";
-  EXPECT_EQ(path(2, 131072, 256, same), PagedPath::kFused) << "one cluster would score for too long";
+  EXPECT_EQ(path(2, 131072, 256, same), PagedPath::kOneLaunch) << "by clusters of 6";
+  EXPECT_EQ(path(4, 131072, 256, same), PagedPath::kFused) << "one cluster would score for too long";
   EXPECT_EQ(path(16, 32768, 2048, same), PagedPath::kOneLaunch);
   EXPECT_EQ(path(16, 32768, 4096, same), PagedPath::kFused) << "more candidates than registers hold";
   EXPECT_EQ(path(64, 32768, 1024, same), PagedPath::kOneLaunch) << "pairs, one after another";
@@ -174,33 +176,50 @@ TEST(PagedPlan, TakesOneLaunchWhereRowsAreShortEnough) {
   EXPECT_EQ(path(1, 8192, 256, own_tokens), PagedPath::kOneLaunch);
   EXPECT_EQ(path(64, 8192, 512, own_tokens), PagedPath::kOneLaunch);
   EXPECT_EQ(path(16, 16384, 256, own_tokens), PagedPath::kFused) << "the keys of four sets fill an SM's memory";
+  EXPECT_EQ(path(4, 8192, 1024, own_tokens), PagedPath::kOneLaunch);
   EXPECT_EQ(path(1, 8192, 1024, own_tokens), PagedPath::kFused) << "more candidates than registers hold";
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.fcs_per_query_head = s.tokens_per_query_head = 1; }), PagedPath::kFused);
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.kv_type = PagedKvType::kF16; }), PagedPath::kFused);
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.head_dim = 256; }), PagedPath::kFused);
 }
 
-TEST(PagedPlan, GivesCtasOfLongRowsAnSmEach) {
+TEST(PagedPlan, TakesClustersThatRunAtOnce) {
+  const auto plan = [](int32_t batch, int64_t length, int32_t budget, const PagedDevice& device = kH200) {
+    PagedShape s = llama_shape();
+    s.num_seqs = batch;
+    s.max_length = length;
+    s.budget = budget;
+    return paged_plan(s, device);
+  };
+  PagedPlan p = plan(1, 131072, 256);
+  EXPECT_EQ(p.cluster, 9) << "8 clusters of 10 have no SM for each CTA";
+  EXPECT_NE(p.ring, 0);
+  EXPECT_EQ(p.score_iterations % 2, 0) << "rounds that are scored together";
+  EXPECT_EQ(plan(1, 32768, 256).cluster, 8);
+  EXPECT_EQ(plan(1, 32768, 256).ring, 0) << "short rows have their rounds in registers";
+  EXPECT_EQ(plan(1, 32768, 1024).cluster, 16) << "of which two CTAs share an SM";
+  EXPECT_EQ(plan(2, 8192, 256).cluster, 6) << "which have an SM each";
+  EXPECT_EQ(plan(4, 32768, 256).cluster, 6) << "two of 7 of the 32 clusters would wait";
+  EXPECT_EQ(plan(8, 32768, 1024).cluster, 3);
+  EXPECT_EQ(plan(16, 16384, 256).cluster, 2);
+  EXPECT_EQ(plan(64, 8192, 256).cluster, 1);
+  EXPECT_EQ(plan(64, 8192, 2048).cluster, 2) << "one after another";
+  p = plan(4, 131072, 2048);
+  EXPECT_EQ(p.path, PagedPath::kFused);
+  EXPECT_EQ(p.cluster, 6);
+  p = plan(1, 131072, 256, {90, 132});
+  EXPECT_EQ(p.path, PagedPath::kFused) << "where it is not known which clusters run at once";
+  EXPECT_EQ(p.cluster, 1);
   PagedShape s = llama_shape();
   s.max_length = 131072;
   s.budget = 256;
-  PagedPlan p = paged_plan(s, kH200);
-  EXPECT_EQ(p.cluster, 9) << "8 clusters of 10 do not run at once";
-  EXPECT_NE(p.ring, 0);
-  EXPECT_EQ(p.score_iterations % 2, 0) << "rounds that are scored together";
-  PagedPlan again = p;
-  complete_plan(s, again);
-  EXPECT_EQ(again, p);
-  p = paged_plan(s, {90, 132, 8});
-  EXPECT_EQ(p.cluster, 16) << "where it is not known which clusters run at once";
-  EXPECT_EQ(p.ring, 0);
-  s.max_length = 32768;
-  EXPECT_EQ(paged_plan(s, kH200).ring, 0) << "short rows have their rounds in registers";
-  s.num_seqs = 4;
-  EXPECT_EQ(paged_plan(s, kH200).cluster, 3);
-  EXPECT_NE(paged_plan(s, kH200).ring, 0);
   s.head_dim = 64;
   EXPECT_EQ(paged_plan(s, kH200).ring, 0) << "there is no kernel";
+  p = plan(1, 131072, 256);
+  PagedPlan again = p;
+  s.head_dim = 128;
+  complete_plan(s, again);
+  EXPECT_EQ(again, p);
 }
 
 TEST(PagedPlan, SelectionAloneFits) {
