@@ -1,10 +1,10 @@
 """Builds of the GPU library, or plans, against each other: microseconds of one decode step, in turn in one process.
 
     PYTHONPATH=bench/gpu python bench/gpu/compare.py --shapes 1x128x256,4x32x256 old=old.so new=build/cuda/lib/libfasa_paged_c.so
-    ... new=LIBRARY pairs=LIBRARY:cluster=2 ring=LIBRARY:cluster=9:ring=4 two=LIBRARY:launches=2:ctas=32:cluster=8
+    ... new=LIBRARY pairs=LIBRARY:cluster=2 ring=LIBRARY:cluster=9:ring=4 late=LIBRARY:lead=4000 two=LIBRARY:launches=2:ctas=32:cluster=8
 
 A shape is sequences x K tokens x budget. Machines of the same kind differ, and so do runs: compare what one run prints. Without
-cluster= a build takes its own plan. Results are checked before they are timed.
+cluster= a build takes its own plan; lead= is PagedPlan's lead_ns. Results are checked before they are timed.
 """
 
 import argparse
@@ -30,14 +30,17 @@ def parse():
 
 def plan_of(paged, shape, settings):
     plan = paged.plan(shape)
-    if "cluster" not in settings:
-        return plan
-    plan.cluster = settings["cluster"]
-    two = settings.get("launches", 1) == 2
-    plan.path = paged.FUSED if two else paged.ONE_LAUNCH
-    plan.score_ctas = settings["ctas"] if two else plan.cluster
-    plan.ring = settings.get("ring", 0)
-    paged.library.complete_plan(shape, plan)
+    if "cluster" in settings:
+        plan.cluster = settings["cluster"]
+        two = settings.get("launches", 1) == 2
+        plan.path = paged.FUSED if two else paged.ONE_LAUNCH
+        plan.score_ctas = settings["ctas"] if two else plan.cluster
+        plan.ring = settings.get("ring", 0)
+        plan.lead_ns = 0
+        paged.library.complete_plan(shape, plan)
+    if "lead" in settings:
+        plan.lead_ctas = paged.device().num_sms // plan.cluster * plan.cluster
+        plan.lead_ns = settings["lead"]
     return plan
 
 

@@ -49,13 +49,13 @@ class Args(ctypes.Structure):
 
 
 class Device(ctypes.Structure):
-    _fields_ = [("compute_capability", I32), ("num_sms", I32), ("clusters_alone", I32 * 16), ("clusters_paired", I32 * 16)]
+    _fields_ = [("compute_capability", I32), ("num_sms", I32), ("clusters_alone", I32 * 16), ("clusters_paired", I32 * 16), ("memory_gbs", I32)]
 
 
 class Plan(ctypes.Structure):
     _fields_ = [(name, I32) for name in (
         "path", "score_rows", "score_ctas", "score_iterations", "quota", "slots", "attend_rows", "cluster", "heads_per_row",
-        "ring")] + [("score_smem", I64), ("attend_smem", I64), ("workspace_bytes", I64)]
+        "ring", "lead_ctas", "lead_ns")] + [("score_smem", I64), ("attend_smem", I64), ("workspace_bytes", I64)]
 
 
 class IndexArgs(ctypes.Structure):

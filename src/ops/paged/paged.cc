@@ -222,7 +222,8 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   const int64_t pruning = together == 4 ? paged::kPruneSharedBytes4 : paged::kPruneSharedBytes1;
   // A thread's keys of every round (and in one launch that of the new token), or what is left of them, a chunk, and numbers.
   const int round_keys = paged::score_round_keys(row, together);
-  const int64_t keys = int64_t{round_keys} * p.score_iterations + (one ? paged::key_vector(round_keys) : 0);
+  int64_t keys = int64_t{round_keys} * p.score_iterations + (one ? paged::key_vector(round_keys) : 0);
+  if (one && keys > paged::kDirectKeys) keys = std::max<int64_t>(keys, 16);  // are looked at by 16
   const bool chunks = !one && keys > paged::kChunkKeys;
   const int64_t of_thread = chunks ? 6 * paged::kLeftKeys + 4 * paged::kChunkKeys : 4 * keys;
   const int64_t scoring =
@@ -318,12 +319,32 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
 
 }  // namespace
 
+// How far the first CTA of an SM goes ahead of the second, where more than fit run one after another. If both begin together they ask for
+// the index together, then both choose while the memory waits, then both gather. Measured: about as long as one gathers at full
+// bandwidth, so that it does while the other scores, or somewhat longer than one scores if that is less.
+void set_lead(const PagedShape& s, const PagedDevice& device, PagedPlan& p) {
+  if (p.cluster > 2 || device.memory_gbs == 0) return;
+  const bool at_once = p.attend_rows <= device.clusters_paired[p.cluster - 1];
+  const int64_t sets = s.sets_at_once() == 4 ? p.heads_per_row : 1;
+  const int64_t kept = ceil_div(s.budget * sets, p.cluster) * 4 * s.head_dim;  // bytes
+  const int64_t index = ceil_div(s.max_length, p.cluster) * s.index_row_bytes();
+  const auto ns = [&](int64_t bytes) { return bytes * device.num_sms / device.memory_gbs; };
+  // Where less is read, it takes longer to choose, and where they run at once, the last ones would end later.
+  if (p.attend_rows * p.cluster <= device.num_sms || (at_once && p.cluster > 1)) return;
+  if (ns(kept + index) < (at_once ? 16000 : 9000)) return;
+  p.lead_ctas = device.num_sms / p.cluster * p.cluster;
+  p.lead_ns = static_cast<int32_t>(ns(std::min(kept, index * 13 / 10)) + 1000);
+}
+
 PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   check(s);
   if (!paged_fused_refusal(s, device).empty()) return generic_plan(s);
   if (paged_one_launch_refusal(s).empty()) {
-    const PagedPlan one = one_launch_plan(s, device);
-    if (one.path == PagedPath::kOneLaunch) return one;
+    PagedPlan one = one_launch_plan(s, device);
+    if (one.path == PagedPath::kOneLaunch) {
+      set_lead(s, device, one);
+      return one;
+    }
   }
   PagedPlan p;
   // One wave of CTAs, with 512 tokens each at least, 2,048 where a row has more than 8 and 4,096 where it has more than 16, as launch

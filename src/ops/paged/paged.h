@@ -118,6 +118,7 @@ struct PagedDevice {
   // [n - 1]: clusters of n CTAs that run at once where every CTA has an SM for itself, and where two share one; 0: not known.
   int32_t clusters_alone[16] = {};
   int32_t clusters_paired[16] = {};
+  int32_t memory_gbs = 0;  // bandwidth; 0: not known
 };
 
 enum class PagedPath : int32_t {
@@ -139,6 +140,9 @@ struct PagedPlan {
   int32_t cluster = 0;        // CTAs that share one row's attention
   int32_t heads_per_row = 0;  // query heads that one attention row serves
   int32_t ring = 0;           // one launch: rounds that a warp has on their way in shared memory; 0: in registers
+  // One launch: CTAs after the first lead_ctas, which come second to an SM, wait so long before they score rows of max_length.
+  int32_t lead_ctas = 0;
+  int32_t lead_ns = 0;
   int64_t score_smem = 0;
   int64_t attend_smem = 0;
   int64_t workspace_bytes = 0;  // 256-byte aligned memory of the caller, no need to clear it; one launch needs none

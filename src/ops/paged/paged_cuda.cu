@@ -156,6 +156,7 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, void* workspace,
   params.score_cap = args.softcap > 0 ? args.softcap * kLog2E : 0.0F;
   params.cta_factor = 0xFFFFFFFFU / static_cast<uint32_t>(plan.score_ctas);
   params.cluster_factor = static_cast<uint32_t>(((uint64_t{1} << 31) + plan.cluster - 1) / plan.cluster);
+  params.lead_rate = static_cast<float>(plan.lead_ns) / static_cast<float>(s.max_length);
   params.rows_of_token = static_cast<int32_t>(plan.score_rows / tokens);
   // Beside the rows: CTAs for the new tokens, a warp a row (paged_score.cuh).
   const int32_t warps = plan.score_ctas * (paged::kThreads / 32);
@@ -248,6 +249,11 @@ PagedDevice paged_device(int32_t ordinal) {
   succeed(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal), "asking the device");
   succeed(cudaDeviceGetAttribute(&device.num_sms, cudaDevAttrMultiProcessorCount, ordinal), "asking the device");
   device.compute_capability = 10 * major + minor;
+  int khz = 0;
+  int bits = 0;
+  succeed(cudaDeviceGetAttribute(&khz, cudaDevAttrMemoryClockRate, ordinal), "asking the device");
+  succeed(cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, ordinal), "asking the device");
+  device.memory_gbs = static_cast<int32_t>(int64_t{khz} * bits / 4 / 1000000);  // two transfers a clock, 8 bits a byte
   if (device.compute_capability >= 90) count_clusters(ordinal, device);
   return device;
 }

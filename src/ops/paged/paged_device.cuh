@@ -29,6 +29,7 @@ struct StepParams {
   float score_cap = 0;        // soft-cap to the base of 2; 0: none
   u32 cta_factor = 0;         // 2^32 / plan.score_ctas, at most 2^32 - 1
   int32_t rows_of_token = 0;  // of launch 1
+  float lead_rate = 0;        // plan.lead_ns / max_length
   u32 cluster_factor = 0;     // 2^31 / plan.cluster, rounded up
 };
 
@@ -43,6 +44,13 @@ __device__ __forceinline__ void grid_launch_dependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+// Of the device's clock, which wraps.
+__device__ __forceinline__ u32 nanoseconds() {
+  u32 ns;
+  asm volatile("mov.u32 %0, %%globaltimer_lo;" : "=r"(ns));
+  return ns;
 }
 
 // What is read once: past L1, so that no line of it is ever old there.

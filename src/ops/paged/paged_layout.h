@@ -41,6 +41,8 @@ inline constexpr int kScoreCtas = 2;
 inline constexpr int kBuffers = 2;
 inline constexpr int kRoundLoads = 4;
 inline constexpr int kRoundBytes = 512 * kRoundLoads;
+// Keys of a lane that are not looked through first for those that may be kept, in one launch.
+inline constexpr int kDirectKeys = 8;
 // Where a CTA has an SM for itself and many tokens: rounds that a warp has on their way in shared memory.
 inline constexpr int kStepRing = 4;
 // Rounds that a warp scores at once: what follows from one waits for itself.

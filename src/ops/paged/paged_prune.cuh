@@ -158,8 +158,8 @@ struct KeyStore {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) best = max(best, k[i]);
   }
-  __device__ __forceinline__ void get(int i, u32 (&k)[kVector]) const {
-    const u32* from = at(i);
+  __device__ __forceinline__ void get(int i, u32 (&k)[kVector]) const { load(at(i), k); }
+  static __device__ __forceinline__ void load(const u32* from, u32 (&k)[kVector]) {
     if constexpr (kVector == 1) {
       k[0] = *from;
     } else if constexpr (kVector == 2) {

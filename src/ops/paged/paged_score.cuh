@@ -55,6 +55,7 @@ struct Alone {
   static constexpr bool kNewToken = false;
   Sieve<kSets, kFloatKeys, kVector> sieve;
 
+  __device__ __forceinline__ void wait() const {}
   __device__ __forceinline__ void prepare(int, const Span&) const {}
   __device__ __forceinline__ void score(const Span&, const char*) const {}
   __device__ __forceinline__ void sample(u32) const {}
@@ -62,7 +63,7 @@ struct Alone {
 
 // Scores the row's tokens that are this CTA's and calls finish(keys, whether this thread has any, RowTokens) where there are
 // more than are kept anyway. memory: score_query_bytes, then the keys.
-// beside: what the CTA does meanwhile. prepare(): rows of the index are on their way; score(): the queries are in shared memory;
+// beside: what the CTA does meanwhile. wait(): what earlier kernels wrote is visible; prepare(): rows of the index are on their way; score(): the queries are in shared memory;
 // sample(): the best of a lane's keys of its first sample_rounds rounds. With kNewToken a warp whose has_new
 // is true has key beside.key of the new token after those of its rounds (0: none). Returns the row's span, seen from its length.
 // kRing: rounds that a warp has on their way in shared memory, after the keys, a power of two that kBatch is a multiple of; 0: kBuffers
@@ -129,6 +130,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   touch(length_at);
   grid_wait();
   grid_launch_dependents();
+  beside.wait();
 
   // Everything that hangs on one load is asked for before any of it is waited for.
   ask_block(first_entry);

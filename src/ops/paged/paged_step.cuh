@@ -82,6 +82,15 @@ struct Together {
       }
     }
   }
+  // The second CTA of an SM lets the first go ahead (PagedPlan), less far where its row is short.
+  __device__ __forceinline__ void wait() const {
+    const int block = static_cast<int>(blockIdx.x);
+    if (block < p.plan.lead_ctas || block >= 2 * p.plan.lead_ctas) return;
+    const int row_length = load_stream<int>(p.a.lengths + r.seq);
+    const int ns = row_length > p.a.shape.budget ? __float2int_rz(static_cast<float>(row_length) * p.lead_rate) : 0;
+    const u32 begin = nanoseconds();
+    while (static_cast<int>(nanoseconds() - begin) < ns) __nanosleep(100);
+  }
   __device__ __forceinline__ void prepare(int row_length, const Span& span) {
     const int tid = threadIdx.x;
     const int lane = tid & 31;
@@ -116,11 +125,11 @@ struct Together {
       block = load_stream<int>(table + place.page);
     }
     // The worst of the best keys of G groups of g keys has about ln(G) / g of all keys above it, and fewer than need / total once in
-    // 10^4 rows: where g is total / need if there are 32 groups at least, twice that if there are 64.
+    // 10^4 rows, where g is 2 * total / need and there are 64 groups at least.
     const int forced = p.a.shape.sinks + p.a.shape.recent;
-    const u32 tokens = static_cast<u32>(max(0, span.hi - span.lo)) << (x.size < 8 ? 0 : 1);
+    const u32 tokens = static_cast<u32>(max(0, span.hi - span.lo)) << 1;
     const int group = static_cast<int>(tokens / static_cast<u32>(max(1, p.a.shape.budget - forced)));
-    lanes = kSetLanes<kSets> >> (x.size >= 4 ? 0 : x.size >= 2 ? 1 : 2);
+    lanes = kSetLanes<kSets> >> (x.size >= 8 ? 0 : x.size >= 4 ? 1 : x.size >= 2 ? 2 : 3);
     constexpr int kTogether = score_rounds_together(kRing);  // are sampled together, too
     while (lanes > 1 && lanes * R::kKeys * kTogether > group) lanes >>= 1;
     sample_rounds = max(1, group / (lanes * R::kKeys * kTogether)) * kTogether;

@@ -9,7 +9,7 @@ namespace fasa::ops::paged {
 template <int kVector, int kSets>
 struct TeamKeys {
   static constexpr int kHeld = team_held(kSets);
-  static constexpr int kDirect = 8;  // of a lane, that are not looked through first
+  static constexpr int kDirect = kDirectKeys;
   static constexpr int kLanes = kSetLanes<kSets>;
   const KeyStore<kVector>& store;
   unsigned short* ids;  // shared, [kHeld * kLanes] of this warp and set: number * 32 + lane of each key held
@@ -38,23 +38,34 @@ struct TeamKeys {
     }
     const u32 lane = threadIdx.x & 31;
     u32 count = 0;
+    // 64 keys of a lane at a time, by loads of 16 that no branch parts; the last ones are those up to the end, and count where they were
+    // not seen yet (where there are fewer than 16, those past the end do not).
 #pragma unroll 1
-    for (int from = 0; from < store.n; from += 32) {
-      u32 hits = 0;
+    for (int from = 0; from < store.n; from += 64) {
+      unsigned long long hits = 0;
 #pragma unroll
-      for (int i = 0; i < 32; i += kVector) {
-        if (from + i >= store.n) break;
-        u32 k[kVector];
-        store.get(from + i, k);
+      for (int quarter = 0; quarter < 64; quarter += 16) {
+        const int begin = from + quarter;
+        if (begin >= store.n) break;
+        const int first = max(0, min(begin, store.n - 16));
+        const u32* at = store.at(first);
+        u32 some = 0;
 #pragma unroll
-        for (int j = 0; j < kVector; ++j) hits |= k[j] >= least ? 1U << (i + j) : 0U;
+        for (int i = 0; i < 16; i += kVector) {
+          u32 k[kVector];
+          store.load(at + i * kThreads, k);
+#pragma unroll
+          for (int j = 0; j < kVector; ++j) some |= k[j] >= least ? 1U << (i + j) : 0U;
+        }
+        some = (some & 0xFFFFU >> max(0, 16 - store.n)) >> (begin - first);
+        hits |= static_cast<unsigned long long>(some) << quarter;
       }
-      const u32 mine = static_cast<u32>(__popc(hits));
+      const u32 mine = static_cast<u32>(__popcll(hits));
       const u32 through = sum_in_set<kSets>(mine);
       u32 at = count + through - mine;
 #pragma unroll 1
       for (; hits != 0; hits &= hits - 1U, ++at) {
-        const int i = from + __ffs(static_cast<int>(hits)) - 1;
+        const int i = from + __ffsll(static_cast<long long>(hits)) - 1;
         if (at < kHeld * kLanes) ids[at] = static_cast<unsigned short>(i * 32 + static_cast<int>(lane));
       }
       count += last_of_set<kSets>(through);
@@ -64,10 +75,16 @@ struct TeamKeys {
     rounds = static_cast<int>(most + kLanes - 1) / kLanes;
     __syncwarp();
     const u32 member = set_lane<kSets>();
+    // Four at a time, as for_each looks at them.
 #pragma unroll
-    for (int j = 0; j < kHeld; ++j) {
-      held[j] = 0;
-      if (j < rounds && j * kLanes + member < count) held[j] = *at(ids[j * kLanes + member]);
+    for (int j = 0; j < kHeld; j += 4) {
+      if (j >= rounds) break;
+#pragma unroll
+      for (int i = j; i < j + 4; ++i) {
+        const bool is_one = i * kLanes + member < count;
+        const u32 key = *at(is_one ? ids[i * kLanes + member] : 0);
+        held[i] = is_one ? key : 0;
+      }
     }
   }
   __device__ __forceinline__ const u32* at(int id) const {
