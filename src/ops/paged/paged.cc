@@ -300,8 +300,11 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
     }
     if (quads || is_small || s.max_length < 16384) cluster = std::min(8, alone);
   } else if (paired <= 1) {
-    // Pairs, also where they run one after another, gain if choosing or gathering takes long: their part of the index comes meanwhile.
-    cluster = quads || need > 1024 || (!is_small && s.max_length >= 16384) ? 2 : 1;
+    // Pairs, also where they run one after another, gain if choosing or gathering takes long or rows are long: their part of the index
+    // comes meanwhile.
+    const bool gains =
+        need > 1024 || (!is_small && s.max_length >= 16384) || (s.max_length > 16384 && s.index_row_bytes() >= 32);
+    cluster = quads ? (s.max_length <= 8192 ? 2 : 4) : gains ? 2 : 1;
   }
   PagedPlan p = one_launch_of(s, cluster, 0);
   if (2 * (p.score_smem + p.attend_smem) + 4096 > kPagedSharedMemory) {
@@ -311,7 +314,7 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   // A CTA keeps its keys in shared memory, and those that may be kept in registers.
   const int64_t tokens = ceil_div(s.max_length, p.cluster);
   const int64_t most_tokens = !quads                      ? (need <= 2048 ? 16384 : 8192)
-                              : is_small                  ? 6144
+                              : is_small                  ? (paired > 1 ? 8192 : 4096)
                               : paired > 1 && paired <= 8 ? 3072
                                                           : 0;
   return tokens <= most_tokens ? p : PagedPlan();
@@ -319,21 +322,21 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
 
 }  // namespace
 
-// How far the first CTA of an SM goes ahead of the second, where more than fit run one after another. If both begin together they ask for
-// the index together, then both choose while the memory waits, then both gather. Measured: about as long as one gathers at full
-// bandwidth, so that it does while the other scores, or somewhat longer than one scores if that is less.
+// How far the first CTA of an SM goes ahead of the second. If both begin together they ask for the index together, then both choose while
+// the memory waits, then both gather. Measured: about as long as one gathers at full bandwidth, so that it does while the other scores,
+// or half as long as it scores, and little longer than it scores.
 void set_lead(const PagedShape& s, const PagedDevice& device, PagedPlan& p) {
-  if (p.cluster > 2 || device.memory_gbs == 0) return;
+  if (p.cluster > 4 || p.ring != 0 || device.memory_gbs == 0) return;
   const bool at_once = p.attend_rows <= device.clusters_paired[p.cluster - 1];
+  if (p.attend_rows * p.cluster <= device.num_sms || (at_once && p.cluster > 1)) return;
   const int64_t sets = s.sets_at_once() == 4 ? p.heads_per_row : 1;
   const int64_t kept = ceil_div(s.budget * sets, p.cluster) * 4 * s.head_dim;  // bytes
   const int64_t index = ceil_div(s.max_length, p.cluster) * s.index_row_bytes();
   const auto ns = [&](int64_t bytes) { return bytes * device.num_sms / device.memory_gbs; };
-  // Where less is read, it takes longer to choose, and where they run at once, the last ones would end later.
-  if (p.attend_rows * p.cluster <= device.num_sms || (at_once && p.cluster > 1)) return;
+  // Where less is read, it takes longer to choose, and where all run at once, the last ones would end later.
   if (ns(kept + index) < (at_once ? 16000 : 9000)) return;
   p.lead_ctas = device.num_sms / p.cluster * p.cluster;
-  p.lead_ns = static_cast<int32_t>(ns(std::min(kept, index * 13 / 10)) + 1000);
+  p.lead_ns = static_cast<int32_t>(ns(std::min(std::max(kept, index / 2), index * 13 / 10)) + 1000);
 }
 
 PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {

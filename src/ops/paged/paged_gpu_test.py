@@ -257,9 +257,12 @@ def test_many_rounds(index, dims):
 
 
 def test_more_clusters_than_run_at_once():
-    lengths = tuple(400 + 37 * i for i in range(20))
-    _, plan = check_case(Case(lengths=lengths, kv_heads=8, own_tokens=True, budget=128), fused=True)
+    lengths = (0, 100, *(400 + 37 * i for i in range(30)))
+    case = Case(lengths=lengths, kv_heads=8, own_tokens=True, budget=128)
+    step, plan = check_case(case, fused=True)
     assert plan.path == paged.ONE_LAUNCH and plan.attend_rows * plan.cluster > 264
+    plan.lead_ctas, plan.lead_ns = 132 // plan.cluster * plan.cluster, 30000  # also where rows are so short
+    check_run(step, plan, lengths)
 
 
 def test_fallback_shapes_are_refused_by_the_fused_path():

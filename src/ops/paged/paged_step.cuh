@@ -302,7 +302,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
   const auto range_of = [&](int i) { return kSets == 1 ? range : team.chosen[i]; };
   const int set = kSets == 1 ? 0 : static_cast<int>(threadIdx.x >> 5) / (kThreads / 32 / kSets);
   const int n = set < r.heads ? range_of(set).listed : 0;
-  send_ties(link, set, range_of(set), list_keys + set * stride + forced, n - forced, kSets == 1 && n <= 64 ? 4 : 0);
+  link.send_ties(set, range_of(set).before);
   const auto choose_of = [&](int i) { return choose(link, i, range_of(i), list_keys + i * stride); };
   const auto token_of = [&](int x) { return x < 0 ? x & INT32_MAX : tokens(x >> 5 & 255, x & 31, x >> 13); };
   TeamChoice chosen{list_keys, 0, -1};

@@ -36,6 +36,7 @@ struct TeamShared {
   u32 none[32];             // where a lane counts what is not to be counted, which takes no branch
   alignas(16) uint2 ranges[kSets * kRanges];  // (lowest counted, best) of each warp's samples; 0: none
   alignas(16) u32 ties[kSets * team_ties(kSets)];
+  u32 own_ties[kSets];  // how many of these are of this CTA
   alignas(16) u32 warps[kSets * (kThreads / 32)];
   BinFound found[kSets];
   TeamRange chosen[kSets];
@@ -48,6 +49,7 @@ struct TeamShared {
   __device__ __forceinline__ void clear() {
     clear_histograms();
     for (int i = threadIdx.x; i < kSets * team_ties(kSets); i += kThreads) ties[i] = 0;
+    if (threadIdx.x < kSets) own_ties[threadIdx.x] = 0;
   }
 };
 static_assert(sizeof(TeamShared<1>) <= team_shared_bytes(1));
@@ -188,6 +190,23 @@ struct TeamLink {
     }
     __syncthreads();
     return s.found[set_of_thread<kSets>()];
+  }
+  // The ties of a set that this CTA has to all, itself included. After a barrier; warps share the CTAs, where there are several sets those
+  // of each set its own.
+  __device__ __forceinline__ void send_ties(int set, u32 before) const {
+    if (size == 1) return;
+    constexpr u32 kOf = kWarps / kSets;
+    const u32 lane = threadIdx.x & 31;
+    u32* ties = s.ties + set * team_ties(kSets) + before;
+#pragma unroll 1
+    for (u32 i = lane; i < s.own_ties[set]; i += 32) {
+      const u32 to = shared_address(ties + i);
+      const u32 key = ties[i];
+#pragma unroll 1
+      for (int peer = static_cast<int>(threadIdx.x / 32 % kOf); peer < size; peer += kOf) {
+        store_peer(peer_address(to, peer), peer_address(barriers + kTies, peer), key);
+      }
+    }
   }
   // Before more histograms: all CTAs have read the last ones.
   __device__ __forceinline__ void again() const {

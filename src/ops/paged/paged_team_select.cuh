@@ -42,7 +42,7 @@ struct TeamKeys {
     // not seen yet (where there are fewer than 16, those past the end do not).
 #pragma unroll 1
     for (int from = 0; from < store.n; from += 64) {
-      unsigned long long hits = 0;
+      u32 hits[2] = {0, 0};
 #pragma unroll
       for (int quarter = 0; quarter < 64; quarter += 16) {
         const int begin = from + quarter;
@@ -58,15 +58,19 @@ struct TeamKeys {
           for (int j = 0; j < kVector; ++j) some |= k[j] >= least ? 1U << (i + j) : 0U;
         }
         some = (some & 0xFFFFU >> max(0, 16 - store.n)) >> (begin - first);
-        hits |= static_cast<unsigned long long>(some) << quarter;
+        hits[quarter / 32] |= some << quarter % 32;
       }
-      const u32 mine = static_cast<u32>(__popcll(hits));
+      const u32 mine = static_cast<u32>(__popc(hits[0]) + __popc(hits[1]));
       const u32 through = sum_in_set<kSets>(mine);
       u32 at = count + through - mine;
 #pragma unroll 1
-      for (; hits != 0; hits &= hits - 1U, ++at) {
-        const int i = from + __ffsll(static_cast<long long>(hits)) - 1;
+      for (; (hits[0] | hits[1]) != 0; ++at) {
+        const bool low = hits[0] != 0;
+        const u32 left = low ? hits[0] : hits[1];
+        const int i = from + (low ? 0 : 32) + __ffs(static_cast<int>(left)) - 1;
         if (at < kHeld * kLanes) ids[at] = static_cast<unsigned short>(i * 32 + static_cast<int>(lane));
+        hits[0] = low ? left & left - 1U : 0;
+        if (!low) hits[1] = left & left - 1U;
       }
       count += last_of_set<kSets>(through);
     }
@@ -224,41 +228,10 @@ __device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link
   return r;
 }
 
-// This CTA's ties of a set, which are among the n entries of its list with these keys, to all. After a barrier; every warp calls it.
-// The warps from first_warp on do it for one set; where there are several, warps of their own for each (r, keys, n: of the warp's).
-template <int kSets>
-__device__ __forceinline__ void send_ties(const TeamLink<kSets>& link, int set, const TeamRange& r, const u32* keys, int n,
-                                          int first_warp) {
-  constexpr int kOf = kThreads / 32 / kSets;  // warps of a set
-  const int lane = static_cast<int>(threadIdx.x & 31);
-  const int warp = static_cast<int>(threadIdx.x >> 5) % kOf;
-  const int step = kOf - first_warp;
-  const int first_peer = r.among != 0 && warp >= first_warp ? warp - first_warp : link.size;
-  u32 place = r.before;
-#pragma unroll 1
-  for (int i = lane; i - lane < n && first_peer < link.size; i += 32) {
-    const u32 k = i < n ? keys[i] : 0U;
-    const bool is_tie = k >= r.first && k <= r.last;
-    const u32 mask = __ballot_sync(kFullWarp, is_tie);
-    u32* to = link.s.ties + set * team_ties(kSets) + place + __popc(mask & ((1U << lane) - 1U));
-    if (is_tie) {
-      if (link.size == 1) {
-        *to = k;
-      } else {
-#pragma unroll 1
-        for (int peer = first_peer; peer < link.size; peer += step) {
-          store_peer(peer_address(shared_address(to), peer), peer_address(link.barriers + link.kTies, peer), k);
-        }
-      }
-    }
-    place += static_cast<u32>(__popc(mask));
-  }
-  if (link.size == 1) __syncthreads();
-}
-
 // Puts this CTA's keys from r.first on to the list of their set: put(place, id of TeamKeys, key), places 0, 1... in a fixed order. Where
 // the range is one value, of which there may be any number, only those that are kept, the first ones: nothing is left to choose then.
-// Returns how many are on the list of the lane's set, at most all that are kept and team_ties. Barriers within, none at the end.
+// Ties also go to where those of all CTAs will be, in any order. Returns how many are on the list of the lane's set, at most all that are
+// kept and team_ties. Barriers within, none at the end.
 template <int kVector, int kSets, class Put>
 __device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const TeamKeys<kVector, kSets>& keys, TeamRange& r,
                                               const Put& put) {
@@ -270,6 +243,8 @@ __device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const
   u32 listed = 0;
   u32 end = 0xFFFFFFFFU;
   bool second = false;
+  u32* own_ties = link.s.ties + set * team_ties(kSets) + r.before;
+  bool has_ties = r.among != 0 && !one_value;
   // A second turn, for equal keys, is rare.
 #pragma unroll 1
   while (true) {
@@ -287,10 +262,14 @@ __device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const
     keys.for_each([&](u32 k, int j) {
       const u32 mask = __ballot_sync(kFullWarp, inside(k)) & lanes_of_set<kSets>();
       const u32 at = place + static_cast<u32>(__popc(mask & (lane - 1U)));
-      if ((mask & lane) != 0 && at < end) put(static_cast<int>(at), keys.id_of(j), k);
+      if ((mask & lane) != 0 && at < end) {
+        put(static_cast<int>(at), keys.id_of(j), k);
+        if (has_ties && k <= r.last) own_ties[atomicAdd(link.s.own_ties + set, 1U)] = k;
+      }
       place += static_cast<u32>(__popc(mask));
     });
     listed = min(listed + total, end);
+    has_ties = false;
     if (second || !any_set<kSets>(one_value)) break;
     second = true;
     __syncthreads();

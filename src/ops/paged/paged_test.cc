@@ -67,7 +67,8 @@ TEST(PagedCheck, SaysWhatIsWrongWithAShape) {
 const PagedDevice kH200{90,
                         132,
                         {132, 66, 39, 30, 22, 17, 15, 15, 9, 7, 7, 7, 7, 7, 7, 7},
-                        {264, 132, 79, 62, 47, 39, 32, 30, 23, 21, 16, 16, 14, 14, 14, 14}};
+                        {264, 132, 79, 62, 47, 39, 32, 30, 23, 21, 16, 16, 14, 14, 14, 14},
+                        4814};
 
 TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
   for (const int32_t batch : {1, 2, 3, 4, 7, 16, 64, 200}) {
@@ -170,12 +171,13 @@ TEST(PagedPlan, TakesOneLaunchWhereRowsAreShortEnough) {
   EXPECT_EQ(path(16, 32768, 2048, same), PagedPath::kOneLaunch);
   EXPECT_EQ(path(16, 32768, 4096, same), PagedPath::kFused) << "more candidates than registers hold";
   EXPECT_EQ(path(64, 32768, 1024, same), PagedPath::kOneLaunch) << "pairs, one after another";
-  EXPECT_EQ(path(64, 32768, 256, same), PagedPath::kFused);
+  EXPECT_EQ(path(64, 32768, 256, same), PagedPath::kOneLaunch) << "pairs, one after another";
+  EXPECT_EQ(path(64, 65536, 256, same), PagedPath::kFused) << "an SM has no room for the keys of two";
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.num_query_tokens = 2; }), PagedPath::kFused);
   const auto own_tokens = [](auto& s) { s.tokens_per_query_head = 1; };
   EXPECT_EQ(path(1, 8192, 256, own_tokens), PagedPath::kOneLaunch);
   EXPECT_EQ(path(64, 8192, 512, own_tokens), PagedPath::kOneLaunch);
-  EXPECT_EQ(path(16, 16384, 256, own_tokens), PagedPath::kFused) << "the keys of four sets fill an SM's memory";
+  EXPECT_EQ(path(16, 32768, 256, own_tokens), PagedPath::kFused) << "the keys of four sets fill an SM's memory";
   EXPECT_EQ(path(4, 8192, 1024, own_tokens), PagedPath::kOneLaunch);
   EXPECT_EQ(path(1, 8192, 1024, own_tokens), PagedPath::kFused) << "more candidates than registers hold";
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.fcs_per_query_head = s.tokens_per_query_head = 1; }), PagedPath::kFused);
@@ -204,6 +206,9 @@ TEST(PagedPlan, TakesClustersThatRunAtOnce) {
   EXPECT_EQ(plan(16, 16384, 256).cluster, 2);
   EXPECT_EQ(plan(64, 8192, 256).cluster, 1);
   EXPECT_EQ(plan(64, 8192, 2048).cluster, 2) << "one after another";
+  EXPECT_GT(plan(64, 8192, 256).lead_ns, 4000);
+  EXPECT_EQ(plan(64, 8192, 256).lead_ctas, 132);
+  EXPECT_EQ(plan(16, 16384, 256).lead_ns, 0) << "all run at once";
   p = plan(4, 131072, 2048);
   EXPECT_EQ(p.path, PagedPath::kFused);
   EXPECT_EQ(p.cluster, 6);
