@@ -49,7 +49,8 @@ class Args(ctypes.Structure):
 
 
 class Device(ctypes.Structure):
-    _fields_ = [("compute_capability", I32), ("num_sms", I32), ("clusters_alone", I32 * 16), ("clusters_paired", I32 * 16), ("memory_gbs", I32)]
+    _fields_ = [("compute_capability", I32), ("num_sms", I32), ("clusters_alone", I32 * 16), ("clusters_paired", I32 * 16),
+                ("memory_gbs", I32)]
 
 
 class Plan(ctypes.Structure):

@@ -63,9 +63,10 @@ struct Alone {
 
 // Scores the row's tokens that are this CTA's and calls finish(keys, whether this thread has any, RowTokens) where there are
 // more than are kept anyway. memory: score_query_bytes, then the keys.
-// beside: what the CTA does meanwhile. wait(): what earlier kernels wrote is visible; prepare(): rows of the index are on their way; score(): the queries are in shared memory;
-// sample(): the best of a lane's keys of its first sample_rounds rounds. With kNewToken a warp whose has_new
-// is true has key beside.key of the new token after those of its rounds (0: none). Returns the row's span, seen from its length.
+// beside: what the CTA does meanwhile. wait(): what earlier kernels wrote is visible; prepare(): rows of the index are on their way;
+// score(): the queries are in shared memory; sample(): the best of a lane's keys of its first sample_rounds rounds. With kNewToken a
+// warp whose has_new is true has key beside.key of the new token after those of its rounds (0: none). Returns the row's span, seen from
+// its length.
 // kRing: rounds that a warp has on their way in shared memory, after the keys, a power of two that kBatch is a multiple of; 0: kBuffers
 // of them, in registers.
 template <class Codec, int kDims, int kHeads, int kSets, int kRing, class Beside, class Finish>

@@ -161,7 +161,8 @@ struct TeamSearch {
 
 // One histogram of each set, of keys(f), which calls f for each key; of those that are done with it nothing changes.
 template <int kSets, class Keys>
-__device__ __forceinline__ void search_team(const TeamLink<kSets>& link, TeamSearch<kSets>& search, u32 need, u32 parity, const Keys& keys) {
+__device__ __forceinline__ void search_team(const TeamLink<kSets>& link, TeamSearch<kSets>& search, u32 need, u32 parity,
+                                            const Keys& keys) {
   const int set = set_of_thread<kSets>();
   u32* none = link.s.none + (threadIdx.x & 31);
   u32* bins = link.s.hist + set * link.kBins;
