@@ -287,13 +287,13 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   const bool is_small = need <= 512;
   const int32_t most = paged::team_ctas(1);
   // CTAs that have an SM each, and CTAs of which two share one. What they exchange grows with the cluster, so where these are many for
-  // few rows, less of them are faster, but for long rows of which much is kept.
+  // few rows, fewer are faster, but for long rows of which much is kept.
   const int32_t alone = largest_cluster(device.clusters_alone, rows, most, false);
   const int32_t paired = largest_cluster(device.clusters_paired, rows, most, true);
+  const bool has_ring = !quads && s.head_dim == 128 && s.group() <= 4;  // others were not measured with few rows
   int32_t cluster = paired;
   if (paired > 8) {
     const int64_t tokens = alone != 0 ? ceil_div(s.max_length, alone) : 0;
-    const bool has_ring = !quads && s.head_dim == 128 && s.group() <= 4;
     if (has_ring && tokens >= (is_small ? 5120 : 12288) && tokens <= (need <= 1024 ? 24576 : 16384)) {
       const PagedPlan p = one_launch_of(s, alone, paged::kStepRing);
       if (p.path == PagedPath::kOneLaunch) return p;
@@ -313,14 +313,12 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   if (p.path != PagedPath::kOneLaunch) return p;
   // A CTA keeps its keys in shared memory, and those that may be kept in registers.
   const int64_t tokens = ceil_div(s.max_length, p.cluster);
-  const int64_t most_tokens = !quads                      ? (need <= 2048 ? 16384 : 8192)
+  const int64_t most_tokens = !quads                      ? (need <= 2048 && (paired <= 8 || has_ring) ? 16384 : 8192)
                               : is_small                  ? (paired > 1 ? 8192 : 4096)
                               : paired > 1 && paired <= 8 ? 3072
                                                           : 0;
   return tokens <= most_tokens ? p : PagedPlan();
 }
-
-}  // namespace
 
 // How far the first CTA of an SM goes ahead of the second. If both begin together they ask for the index together, then both choose while
 // the memory waits, then both gather. Measured: about as long as one gathers at full bandwidth, so that it does while the other scores,
@@ -338,6 +336,8 @@ void set_lead(const PagedShape& s, const PagedDevice& device, PagedPlan& p) {
   p.lead_ctas = device.num_sms / p.cluster * p.cluster;
   p.lead_ns = static_cast<int32_t>(ns(std::min(std::max(kept, index / 2), index * 13 / 10)) + 1000);
 }
+
+}  // namespace
 
 PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   check(s);
