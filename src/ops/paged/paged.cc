@@ -314,7 +314,7 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   // A CTA keeps its keys in shared memory, and those that may be kept in registers.
   const int64_t tokens = ceil_div(s.max_length, p.cluster);
   const int64_t most_tokens = !quads                      ? (need <= 2048 && (paired <= 8 || has_ring) ? 16384 : 8192)
-                              : is_small                  ? (paired > 1 ? 8192 : 4096)
+                              : is_small                  ? (paired > 1 ? 6144 : 4096)
                               : paired > 1 && paired <= 8 ? 3072
                                                           : 0;
   return tokens <= most_tokens ? p : PagedPlan();

@@ -9,7 +9,7 @@
 // of the worst group is the lowest that is counted, and the best of all is where the last bin begins to be open. Where samples would come
 // late, what the caller guesses. Both only decide how many histograms it takes.
 //
-// Everything is placed by counting in a fixed order, so the same keys give the same choice.
+// What is kept is placed by counting in a fixed order, and ties are ranked whatever their order, so the same keys give the same result.
 #pragma once
 
 #include "src/ops/paged/paged_exact.cuh"
