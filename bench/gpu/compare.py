@@ -2,9 +2,10 @@
 
     PYTHONPATH=bench/gpu python bench/gpu/compare.py --shapes 1x128x256,4x32x256 old=old.so new=build/cuda/lib/libfasa_paged_c.so
     ... new=LIBRARY pairs=LIBRARY:cluster=2 ring=LIBRARY:cluster=9:ring=4 late=LIBRARY:lead=4000 two=LIBRARY:launches=2:ctas=32:cluster=8
+    ... --sweep 8 new=LIBRARY                                               # the 8 fastest of all plans
 
 A shape is sequences x K tokens x budget. Machines of the same kind differ, and so do runs: compare what one run prints. Without
-cluster= a build takes its own plan; lead= is PagedPlan's lead_ns. Results are checked before they are timed.
+cluster= a build takes its own plan; lead= is PagedPlan's lead_ns. Results are checked before they are timed (not those of --sweep).
 """
 
 import argparse
@@ -23,6 +24,7 @@ def parse():
     parser.add_argument("--shapes", default="1x8x256,1x32x256,1x128x256,4x32x256,16x8x256,16x32x256,64x8x256")
     parser.add_argument("--index", default="int8:32", help="type and dims (int8:32)")
     parser.add_argument("--per-query-head", action="store_true", help="each query head chooses its own tokens")
+    parser.add_argument("--sweep", type=int, metavar="COUNT", help="of the first build, the fastest plans of each shape beside its own")
     parser.add_argument("--turns", type=int, default=3, help="of which the median is printed (3)")
     parser.add_argument("--pool", type=int, default=4096, help="K tokens that all steps share (4096: 17 GB)")
     return parser.parse_args()
@@ -42,6 +44,22 @@ def plan_of(paged, shape, settings):
         plan.lead_ctas = paged.device().num_sms // plan.cluster * plan.cluster
         plan.lead_ns = settings["lead"]
     return plan
+
+
+def sweep(paged, shape, time, count):
+    """The time of the library's own plan, and the fastest of the others by how they would be asked for."""
+    every = [dict(cluster=c, ring=r) for r in (0, paged.STEP_RING) for c in range(1, 17) if paged.one_launch(shape, c, r)]
+    every += [dict(launches=2, ctas=2**i, cluster=c) for i in range(7) for c in range(1, 9)]
+    found = []
+    for settings in every:
+        plan = plan_of(paged, shape, settings)
+        fits = settings.get("launches") is None or max(plan.score_smem, plan.attend_smem) <= 227 * 1024
+        if fits and max(plan.score_rows * plan.score_ctas, plan.attend_rows * plan.cluster) <= 2112:  # eight waves, two CTAs an SM
+            found.append((time(plan), ":".join(f"{key}={value}" for key, value in settings.items() if value)))
+    own = paged.plan(shape)
+    kind = {paged.ONE_LAUNCH: "one launch", paged.FUSED: "two launches"}.get(own.path, "four launches")
+    print(f"own ({kind}, ctas {own.score_ctas}, cluster {own.cluster}, ring {own.ring}, lead {own.lead_ns}) {time(own):.2f} | "
+          + "  ".join(f"{name} {us:.2f}" for us, name in sorted(found)[:count]), flush=True)
 
 
 def main():
@@ -64,6 +82,11 @@ def main():
         batch, context, budget = (int(x) for x in text.split("x"))
         context *= 1024
         shape = pool.shape(batch, context, budget, options.per_query_head)
+        if options.sweep:
+            print(text, end=": ")
+            sweep(paged, shape, lambda plan: decode_step.time_step(pool, batch, context, budget, options.per_query_head, plan)[0],
+                  options.sweep)
+            continue
         times = {name: [] for name, *_ in options.variants}
         for turn in range(options.turns):
             for name, path, settings in options.variants:

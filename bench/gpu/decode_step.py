@@ -2,7 +2,6 @@
 
     PYTHONPATH=bench/gpu python bench/gpu/decode_step.py --out rows.jsonl     # all rows
     ... --quick                                                               # a few shapes, 32 index bytes
-    ... --sweep                                                               # every plan of a few shapes
 
 A row is a whole step (append, score, select, attend) as launched by paged_decode_cuda, captured with others in one CUDA graph;
 consecutive steps use other blocks of a pool far larger than L2, so nothing is warm. Peers run the same way in the same process:
@@ -220,26 +219,6 @@ class Rows:
             print(json.dumps(row), file=self.file, flush=True)
 
 
-def sweep(pool, shapes, own_tokens):
-    """The best plans of each shape, and what the heuristic takes."""
-    for batch, context, budget in shapes:
-        shape = pool.shape(batch, context, budget, own_tokens)
-        found = []
-        for ctas in (1, 2, 4, 8, 16, 32, 64):
-            for cluster in (1, 2, 4, 8):
-                plan = paged.plan(shape)
-                if not 64 <= plan.score_rows * ctas <= 4096 or not 64 <= plan.attend_rows * cluster <= 1056:
-                    continue
-                plan.score_ctas, plan.cluster = ctas, cluster
-                library.complete_plan(shape, plan)
-                if plan.score_smem <= 113000 and plan.attend_smem <= 113000:
-                    found.append((time_step(pool, batch, context, budget, own_tokens, plan)[0], ctas, cluster))
-        p = paged.plan(shape)
-        ours = time_step(pool, batch, context, budget, own_tokens)[0]
-        print(f"{batch}x{context // K}K {budget} own={own_tokens}: plan {p.score_ctas},{p.cluster} {ours:.1f} | "
-              + "  ".join(f"{t:.1f} {c},{k}" for t, c, k in sorted(found)[:6]), flush=True)
-
-
 def bench_select(rows):
     for count in (8, 128):
         for budget in (256, 1024, 2048):
@@ -283,18 +262,10 @@ def main():
     parser.add_argument("--out")
     parser.add_argument("--commit", help="what the rows say; default: git's HEAD")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--sweep", action="store_true")
     options = parser.parse_args()
-    small = options.quick or options.sweep
-    pool = Pool((4096 if small else 8192) * K, "int8", 32)
+    pool = Pool((4096 if options.quick else 8192) * K, "int8", 32)
     rows = Rows(options.out, time_bandwidth(pool), options.commit)
     print(rows.gpu, rows.common, flush=True)
-    if options.sweep:
-        sweep(pool, [(b, c * K, 256) for b, c in ((1, 8), (1, 32), (1, 128), (1, 512), (4, 32), (4, 128), (16, 8), (16, 32), (16, 128))],
-              False)
-        sweep(pool, [(1, 128 * K, 2048), (16, 32 * K, 2048)], False)
-        sweep(pool, [(1, 128 * K, 256), (16, 128 * K, 256)], True)
-        return
     bench_select(rows)
     shapes = [s for s in SHAPES if s[0] * s[1] <= 2048 * K] if options.quick else SHAPES
     dense = {}

@@ -153,7 +153,7 @@ def plans(shape, cluster=8):
     others = [two_launches(shape)] if found.path == ONE_LAUNCH else []
     if found.path != ONE_LAUNCH or found.cluster != cluster:
         others.append(one_launch(shape, cluster))
-    others.append(one_launch(shape, max(1, cluster * 3 // 4), STEP_RING))  # of 1, 3, 6 or 12
+    others.append(one_launch(shape, max(1, cluster * 3 // 4), STEP_RING))  # of 1 to 12 CTAs
     return [found, *filter(None, others)]
 
 
