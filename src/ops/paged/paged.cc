@@ -331,7 +331,7 @@ void set_lead(const PagedShape& s, const PagedDevice& device, PagedPlan& p) {
   const int64_t kept = ceil_div(s.budget * sets, p.cluster) * 4 * s.head_dim;  // bytes
   const int64_t index = ceil_div(s.max_length, p.cluster) * s.index_row_bytes();
   const auto ns = [&](int64_t bytes) { return bytes * device.num_sms / device.memory_gbs; };
-  // Where less is read, it takes longer to choose, and where all run at once, the last ones would end later.
+  // Not where reading takes less time than choosing, nor, unless it takes long, where all run at once: the last ones would end later.
   if (ns(kept + index) < (at_once ? 16000 : 9000)) return;
   p.lead_ctas = device.num_sms / p.cluster * p.cluster;
   p.lead_ns = static_cast<int32_t>(ns(std::min(std::max(kept, index / 2), index * 13 / 10)) + 1000);

@@ -9,7 +9,6 @@ namespace fasa::ops::paged {
 template <int kVector, int kSets>
 struct TeamKeys {
   static constexpr int kHeld = team_held(kSets);
-  static constexpr int kDirect = kDirectKeys;
   static constexpr int kLanes = kSetLanes<kSets>;
   const KeyStore<kVector>& store;
   unsigned short* ids;  // shared, [kHeld * kLanes] of this warp and set: number * 32 + lane of each key held
@@ -23,12 +22,12 @@ struct TeamKeys {
 
   // Those from `least` (of the lane's set) on. Several calls, by whole warps.
   __device__ __forceinline__ void hold(u32 least) {
-    direct = store.n <= kDirect;
+    direct = store.n <= kDirectKeys;
     fits = true;
     if (direct) {
       rounds = store.n;
 #pragma unroll
-      for (int i = 0; i < kDirect; i += kVector) {
+      for (int i = 0; i < kDirectKeys; i += kVector) {
         u32 k[kVector] = {};
         if (i < store.n) store.get(i, k);
 #pragma unroll
