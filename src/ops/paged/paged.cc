@@ -182,6 +182,7 @@ std::string paged_one_launch_refusal(const PagedShape& s) {
   if (s.kv_type != PagedKvType::kBF16) return "K and V are not bf16";
   if (s.num_query_tokens != 1) return "a sequence has several query tokens";
   if (s.fcs_per_query_head != 0) return "query heads have frequency chunks of their own";
+  if (s.page_size % 16 != 0) return "pages are not multiples of 16 tokens";
   const int32_t d = s.index_dims;
   const bool known = s.index_type == PagedIndexType::kI4     ? d == 32 || d == 64
                      : s.index_type == PagedIndexType::kBF16 ? false
@@ -238,7 +239,8 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
                            paged::table_entries(s.max_length, s.page_size), p.team(), together);
   p.attend_smem = layout.total;
   // In one launch rows of K and V come to where the keys were.
-  const int64_t stage = layout.slots + int64_t{paged::kThreads} / 32 * paged::attend_stage_bytes(s.head_dim);
+  const int64_t stages = int64_t{paged::kThreads} / 32 * paged::attend_stages(p.ring);
+  const int64_t stage = layout.slots + stages * paged::attend_stage_bytes(s.head_dim);
   if (one) p.score_smem = std::max(p.score_smem, stage - p.attend_smem);
   const int64_t sets = int64_t{s.num_seqs} * s.num_query_tokens * s.num_sets();
   p.workspace_bytes = one ? 0 : round_up(sets * p.entries() * 8, 256) + round_up(sets * p.lists() * 16, 256);

@@ -82,14 +82,14 @@ struct Exchange {
 };
 
 // Sums the warps' partials of the CTA and gives each CTA of the cluster its share of the row; each then writes its share
-// of the output. kSets: heads attend to tokens of their own, kThreads / 32 / kSets warps each, or (1) all to the same.
-template <int kDim, bool kF16, int kSets>
+// of the output. kSets: heads attend to tokens of their own, kThreads / 32 / kSets warps each, or (1) all to the same. kStages: of a warp.
+template <int kDim, bool kF16, int kSets, int kStages>
 __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r, int n, Partial<kDim>& o,
                                         const Exchange<kDim>& x) {
   constexpr int kWarps = kThreads / 32 / kSets;  // of a head
-  constexpr int kStride = attend_stage_bytes(kDim) / 4;  // of the warps' sums
+  constexpr int kStride = kStages * attend_stage_bytes(kDim) / 4;  // of the warps' sums
   const int tid = threadIdx.x;
-  float* sums = reinterpret_cast<float*>(x.memory + x.layout.slots);  // where each warp's Stage was
+  float* sums = reinterpret_cast<float*>(x.memory + x.layout.slots);  // where each warp's first Stage was
   float* of_warps = reinterpret_cast<float*>(x.memory + x.layout.warps);
   float2* stats = reinterpret_cast<float2*>(x.memory + x.layout.stats);
   float* inbox = reinterpret_cast<float*>(x.memory + x.layout.inbox);
@@ -97,7 +97,9 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
   o.sum += __shfl_xor_sync(kFullWarp, o.sum, 2);
   const int busy = kSets == 1 ? min((n + 15) / 16, kWarps) : kWarps;
   const int stored = kSets == 1 ? r.heads : 1;  // heads of a warp
-  if (kSets != 1 || tid >> 5 < busy) store_partial<kDim>(o, kSets == 1 ? 0 : (tid >> 5) / kWarps, stored, of_warps, sums);
+  if (kSets != 1 || tid >> 5 < busy) {
+    store_partial<kDim>(o, kSets == 1 ? 0 : (tid >> 5) / kWarps, stored, of_warps, sums + (tid >> 5) * kStride);
+  }
   __syncthreads();
   // Where warp w of head h has them.
   const auto warp_of = [](int h, int w) { return kSets == 1 ? w : h * kWarps + w; };
@@ -337,8 +339,9 @@ __device__ __forceinline__ int select_kept(const StepParams& p, const AttendRow&
 // shared memory, or null.
 // choose(): as in attend_tile; token_of: of an entry of the list.
 // kSets: as in combine; where it is not 1, list, n and choose() are those of the warp's head.
-// kAhead: where the next tile is a warp's last one, it comes to L2 meanwhile, if the row has several CTAs.
-template <int kDim, bool kF16, bool kAhead, int kSets, class Choose, class TokenOf>
+// kStages: tiles that a warp has on their way. With one, and kAhead, the next one comes to L2 meanwhile where it is a warp's last one, if the
+// row has several CTAs.
+template <int kDim, bool kF16, bool kAhead, int kSets, int kStages, class Choose, class TokenOf>
 __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow& r, const Exchange<kDim>& exchange, const int* list, int n,
                                             const int* own_table, const Choose& choose, const TokenOf& token_of) {
   const int tid = threadIdx.x;
@@ -349,35 +352,67 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
     o.out[i][0] = o.out[i][1] = o.out[i][2] = o.out[i][3] = 0.0F;
   }
   constexpr int kWarps = kThreads / 32 / kSets;  // that share the list
+  constexpr int kTurn = kWarps * 16;
   const char* k_base = static_cast<const char*>(p.a.k.data) + r.kv_head * p.a.k.head_stride;
   const char* v_base = static_cast<const char*>(p.a.v.data) + r.kv_head * p.a.v.head_stride;
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   const char* queries = exchange.memory + exchange.layout.queries;
-  const u32 stage = shared_address(exchange.memory + exchange.layout.slots) + tid / 32 * attend_stage_bytes(kDim);
-  for (int first = tid / 32 % kWarps * 16; first < n; first += kWarps * 16) {
-    // Where the tile's tokens lie, a lane each; by the other lanes, those of the next one.
-    const int next = first + kWarps * 16;
-    const bool ahead = kAhead && kSets == 1 && exchange.size > 1 && next + kWarps * 16 >= n;
-    const int mine = lane < 16 ? first + lane : ahead ? next + lane - 16 : n;
-    int2 place = make_int2(0, 0);
-    if (mine < n) {
-      const Place at = place_of(p, token_of(list[mine]));
-      place.x = own_table != nullptr ? own_table[at.page] : load_stream<int>(table + at.page);
-      place.y = at.offset;
-      if (ahead && lane >= 16) {
-        const char* k = k_base + place.x * p.a.k.block_stride + place.y * p.a.k.token_stride;
-        const char* v = v_base + place.x * p.a.v.block_stride + place.y * p.a.v.token_stride;
+  const u32 stage = shared_address(exchange.memory + exchange.layout.slots) + tid / 32 * kStages * attend_stage_bytes(kDim);
+  const int begin = tid / 32 % kWarps * 16;
+  // Where the token of an entry lies: block, and offset in it.
+  const auto find = [&](int entry) {
+    const Place at = place_of(p, token_of(list[entry]));
+    return make_int2(own_table != nullptr ? own_table[at.page] : load_stream<int>(table + at.page), at.offset);
+  };
+  if constexpr (kStages == 1) {
+    for (int first = begin; first < n; first += kTurn) {
+      // By the upper lanes, where the next tile's tokens lie.
+      const int next = first + kTurn;
+      const bool ahead = kAhead && kSets == 1 && exchange.size > 1 && next + kTurn >= n;
+      const int mine = lane < 16 ? first + lane : ahead ? next + lane - 16 : n;
+      int2 place = make_int2(0, 0);
+      if (mine < n) {
+        place = find(mine);
+        if (ahead && lane >= 16) {
+          const char* k = k_base + place.x * p.a.k.block_stride + place.y * p.a.k.token_stride;
+          const char* v = v_base + place.x * p.a.v.block_stride + place.y * p.a.v.token_stride;
 #pragma unroll
-        for (int line = 0; line < (2 * kDim + 127) / 128; ++line) {
-          prefetch_l2(k + line * 128);
-          prefetch_l2(v + line * 128);
+          for (int line = 0; line < (2 * kDim + 127) / 128; ++line) {
+            prefetch_l2(k + line * 128);
+            prefetch_l2(v + line * 128);
+          }
         }
       }
+      ask_tile<kDim>(p, place, n - first, k_base, v_base, stage);
+      attend_tile<kDim, kF16, 0>(p, first, n, queries, stage, o, choose);
     }
-    attend_tile<kDim, kF16>(p, place, first, n, queries, k_base, v_base, stage, o, choose);
+  } else {
+    static_assert(kStages == 2);
+    const auto ask = [&](int first, u32 to) {
+      if (first < n) {
+        int2 place = make_int2(0, 0);
+        if (lane < 16 && first + lane < n) place = find(first + lane);
+        ask_tile<kDim>(p, place, n - first, k_base, v_base, to);
+      } else {
+        // The groups of a tile, as those behind a tile are counted.
+        copy_async_commit();
+        copy_async_commit();
+      }
+    };
+    ask(begin, stage);
+    u32 here = stage;
+    u32 other = stage + attend_stage_bytes(kDim);
+#pragma unroll 1
+    for (int first = begin; first < n; first += kTurn) {
+      ask(first + kTurn, other);
+      attend_tile<kDim, kF16, 2>(p, first, n, queries, here, o, choose);
+      const u32 read = here;
+      here = other;
+      other = read;
+    }
   }
   choose();  // by every warp, whether it attends or not
-  combine<kDim, kF16, kSets>(p, r, n, o, exchange);
+  combine<kDim, kF16, kSets, kStages>(p, r, n, o, exchange);
 }
 
 template <int kDim, bool kF16>
@@ -447,7 +482,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(c
   }
   const int n = select_kept(p, r, row, all, bounds);
   // The copy of the table is there where something was selected.
-  attend_list<kDim, kF16, false, 1>(p, r, exchange, row.list, n, row.need != 0 && entries != 0 ? own_table : nullptr,
+  attend_list<kDim, kF16, false, 1, 1>(p, r, exchange, row.list, n, row.need != 0 && entries != 0 ? own_table : nullptr,
                                     [] { return AllKept(); }, [](int token) { return token; });
 #endif
 }

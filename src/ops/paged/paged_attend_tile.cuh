@@ -38,24 +38,18 @@ struct Stage {
   }
 };
 
-// Entries first, first + 1... of the warp's list, which has n of them. place: block and offset in it, of entry first + lane.
-// choose(): which entries are kept, asked for once K and V are on their way. stage: address of the warp's Stage.
-template <int kDim, bool kF16, class Choose>
-__device__ __forceinline__ void attend_tile(const StepParams& p, const int2& place, int first, int n,
-                                            const char* queries, const char* k_base, const char* v_base,
-                                            u32 stage, Partial<kDim>& o, const Choose& choose) {
+// K and V of 16 tokens, `count` of them there, to a Stage of the warp: two groups of copies. place: block and offset in it, of token `lane`.
+template <int kDim>
+__device__ __forceinline__ void ask_tile(const StepParams& p, const int2& place, int count, const char* k_base, const char* v_base, u32 stage) {
   using Rows = Stage<kDim>;
-  constexpr int kPieces = kDim / 32;  // 16-byte pieces of K a lane
   const int lane = threadIdx.x & 31;
-  const int g = lane >> 2;
-  const int c = lane & 3;
-  __syncwarp();  // the last tile's were read
+  __syncwarp();  // those that were there were read
   const auto copy_rows = [&](const char* base, const PagedCache& cache, const auto& place_of_piece) {
 #pragma unroll
     for (int i = 0; i < Rows::kRowPieces / 2; ++i) {
       const int row = (i * 32 + lane) / Rows::kRowPieces;
       const int piece = (i * 32 + lane) % Rows::kRowPieces;
-      const int from = first + row < n ? row : 0;
+      const int from = row < count ? row : 0;
       const int block = __shfl_sync(kFullWarp, place.x, from);
       const int offset = __shfl_sync(kFullWarp, place.y, from);
       copy_async16(stage + place_of_piece(row, piece), base + block * cache.block_stride + offset * cache.token_stride + piece * 16);
@@ -64,12 +58,24 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2& pla
   };
   copy_rows(k_base, p.a.k, [](int row, int piece) { return Rows::place_of_k(row, piece); });
   copy_rows(v_base, p.a.v, [](int row, int piece) { return Rows::place_of_v(row, piece); });
+}
+
+// Attends to entries first, first + 1... of the warp's list, which has n of them, whose K and V come to `stage`; after them kPending groups
+// of copies were asked for. choose(): which entries are kept, asked for before they are waited for.
+template <int kDim, bool kF16, int kPending, class Choose>
+__device__ __forceinline__ void attend_tile(const StepParams& p, int first, int n, const char* queries, u32 stage, Partial<kDim>& o,
+                                            const Choose& choose) {
+  using Rows = Stage<kDim>;
+  constexpr int kPieces = kDim / 32;  // 16-byte pieces of K a lane
+  const int lane = threadIdx.x & 31;
+  const int g = lane >> 2;
+  const int c = lane & 3;
   const auto token_of = [&](int i) { return (i >> 1) * 8 + 2 * c + (i & 1); };
   const auto choice = choose();
   bool kept[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) kept[i] = first + token_of(i) < n && choice.kept(first + token_of(i));
-  copy_async_wait<1>();
+  copy_async_wait<kPending + 1>();
   __syncwarp();
   float s[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
 #pragma unroll
@@ -115,7 +121,7 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2& pla
   }
   const u32 w0 = pack_pair<kF16>(w[0][0], w[0][1]);
   const u32 w1 = pack_pair<kF16>(w[1][0], w[1][1]);
-  copy_async_wait<0>();
+  copy_async_wait<kPending>();
   __syncwarp();
 #pragma unroll
   for (int j = 0; j < Partial<kDim>::kTiles; ++j) {
@@ -139,8 +145,7 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, const int2& pla
   }
 }
 
-// This warp's partial of `heads` heads from head0 on to shared memory: sums of its own [head][dim], where its Stage was, and
-// of_warps[warp][8 maxima, 8 sums].
+// This warp's partial of `heads` heads from head0 on to shared memory: sums [head][dim], and of_warps[warp][8 maxima, 8 sums].
 template <int kDim>
 __device__ __forceinline__ void store_partial(Partial<kDim>& o, int head0, int heads, float* of_warps, float* sums) {
   const int lane = threadIdx.x & 31;
@@ -152,7 +157,7 @@ __device__ __forceinline__ void store_partial(Partial<kDim>& o, int head0, int h
   for (int h = 0; h < 2; ++h) {
     const int head = 2 * c + h - head0;
     if (head < 0 || head >= heads) continue;
-    float* to = sums + warp * (attend_stage_bytes(kDim) / 4) + head * kDim;
+    float* to = sums + head * kDim;
 #pragma unroll
     for (int j = 0; j < Partial<kDim>::kTiles; ++j) {
       const int d = (g + 8 * j) * 8;

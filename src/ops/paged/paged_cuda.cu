@@ -155,9 +155,12 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, void* workspace,
   params.score_factor = args.softcap > 0 ? args.scale / args.softcap : args.scale * kLog2E;
   params.score_cap = args.softcap > 0 ? args.softcap * kLog2E : 0.0F;
   params.cta_factor = 0xFFFFFFFFU / static_cast<uint32_t>(plan.score_ctas);
-  params.cluster_factor = static_cast<uint32_t>(((uint64_t{1} << 31) + plan.cluster - 1) / plan.cluster);
+  const auto factor = [](int64_t n) { return static_cast<uint32_t>(((int64_t{1} << 31) + n - 1) / n); };
+  params.group = s.group();
+  params.cluster_factor = factor(plan.cluster);
   params.lead_rate = static_cast<float>(plan.lead_ns) / static_cast<float>(s.max_length);
   params.rows_of_token = static_cast<int32_t>(plan.score_rows / tokens);
+  params.row_factor = factor(params.rows_of_token);
   // Beside the rows: CTAs for the new tokens, a warp a row (paged_score.cuh).
   const int32_t warps = plan.score_ctas * (paged::kThreads / 32);
   const int32_t rows_for_new = (params.rows_of_token + warps - 1) / warps;

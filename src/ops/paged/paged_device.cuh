@@ -30,7 +30,10 @@ struct StepParams {
   u32 cta_factor = 0;         // 2^32 / plan.score_ctas, at most 2^32 - 1
   int32_t rows_of_token = 0;  // of launch 1
   float lead_rate = 0;        // plan.lead_ns / max_length
-  u32 cluster_factor = 0;     // 2^31 / plan.cluster, rounded up
+  // Of divided(), by plan.cluster and by rows_of_token.
+  u32 cluster_factor = 0;
+  u32 row_factor = 0;
+  int32_t group = 1;  // query heads of a KV head
 };
 
 // Programmatic dependent launch. wait: all that earlier kernels of the stream wrote is visible.
@@ -173,7 +176,7 @@ __device__ __forceinline__ void wait_stores(u32 barrier, u32 parity = 0) {
   }
 }
 
-// i / n where factor is 2^31 / n, rounded up; for n up to 16 and i up to 2^27.
+// i / n where factor is 2^31 / n, rounded up; for i * n below 2^31.
 __device__ __forceinline__ int divided(int i, u32 factor) { return static_cast<int>(__umulhi(2U * static_cast<u32>(i), factor)); }
 
 // Scores as unsigned keys in the same order; 0 is below every score and means "none".

@@ -109,7 +109,11 @@ struct Team {
   }
   static __device__ int rank() {
 #if __CUDA_ARCH__ >= 900
-    if constexpr (kCluster) return cooperative_groups::this_cluster().block_rank();
+    if constexpr (kCluster) {
+      int rank;
+      asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+      return rank;
+    }
 #endif
     return 0;
   }
@@ -122,10 +126,11 @@ struct Team {
 #endif
     __syncthreads();
   }
-  // The two halves of sync.
+  // The two halves of a barrier after which the barriers that share_barriers() told of may be used. arrive() releases nothing else, as
+  // that is a fence of all memory.
   static __device__ void arrive() {
 #if __CUDA_ARCH__ >= 900
-    if constexpr (kCluster) asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    if constexpr (kCluster) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
   }
   static __device__ void wait() {

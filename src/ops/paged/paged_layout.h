@@ -85,7 +85,8 @@ FASA_PAGED_BOTH constexpr int table_entries(int64_t max_length, int page_size) {
 // From one query of 16-bit values to the next in shared memory: not a multiple of 128, so that 8 of them are read at once.
 FASA_PAGED_BOTH constexpr int query_stride(int head_dim) { return 2 * head_dim + 16; }
 
-// Where a warp has 16 rows of K and of V.
+// Tiles of 16 kept tokens that a warp has on their way, and where it has the rows of K and of V of one.
+FASA_PAGED_BOTH constexpr int attend_stages(int ring) { return ring != 0 ? 2 : 1; }
 FASA_PAGED_BOTH constexpr int attend_stage_bytes(int head_dim) { return 2 * 16 * 2 * head_dim; }
 
 // Bytes of dynamic shared memory of attend_kernel, in its order.

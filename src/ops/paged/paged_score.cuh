@@ -94,8 +94,8 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const int c = lane & 3;
   // dims and index_scale are constants of the model: no kernel of the stream writes them (paged.h).
   const int64_t plane0 = static_cast<int64_t>(r.plane) * kDims;
-  const int my_dim = __ldg(p.a.dims + plane0 + tid % kDims);
-  const float my_scale = __ldg(p.a.index_scale + plane0 + tid % kDims);
+  int my_dim = __ldg(p.a.dims + plane0 + tid % kDims);
+  float my_scale = __ldg(p.a.index_scale + plane0 + tid % kDims);
 
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   using Tokens = RowTokens<R, Beside::kNewToken, score_rounds_together(kRing)>;
@@ -110,12 +110,14 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const auto ask_block = [&](const int32_t* entry) { copy_async4(shared_address(unit_blocks + lane), entry); };
   const auto ask_batch = [&](int batch) { ask_block(table + lane_place(batch).page); };
   constexpr int kMine = (kQueries + nt - 1) / nt;  // queries of a thread
+  const auto my_head = [&](int i) { return min((tid + i * nt) / kDims, r.heads - 1); };
   const char* my_query_at[kMine];
+  if constexpr (!Beside::kNewToken) {
 #pragma unroll
-  for (int i = 0; i < kMine; ++i) {
-    const int head = min((tid + i * nt) / kDims, r.heads - 1);
-    my_query_at[i] = row_at(p.a.q, r.seq, r.query, r.head0 + head) + 2 * my_dim;
-    computed(my_query_at[i]);
+    for (int i = 0; i < kMine; ++i) {
+      my_query_at[i] = row_at(p.a.q, r.seq, r.query, r.head0 + my_head(i)) + 2 * my_dim;
+      computed(my_query_at[i]);
+    }
   }
   const int32_t* first_entry = table + lane_place(0).page;
   const int32_t* length_at = p.a.lengths + r.seq;
@@ -138,8 +140,12 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const int length = load_stream<int>(length_at);
   const bool is_f16 = shape.kv_type == PagedKvType::kF16;
   unsigned short my_query[kMine];
+  if constexpr (Beside::kNewToken) {
+    beside.ask_queries();
+  } else {
 #pragma unroll
-  for (int i = 0; i < kMine; ++i) my_query[i] = load_stream<unsigned short>(my_query_at[i]);
+    for (int i = 0; i < kMine; ++i) my_query[i] = load_stream<unsigned short>(my_query_at[i]);
+  }
   const Span span(p, length, r.query);
   const int lo = span.lo;
   const int hi_old = min(span.hi, span.first_new);
@@ -151,7 +157,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const Tokens tokens{turns, rank, ctas, span.first_new};
   const int rounds = __shfl_sync(kFullWarp, tokens.rounds_of(warp), 0);  // so that branches on it are known to be the warp's
 
-  const bool whole_units = (shape.page_size & 15) == 0;
+  const bool whole_units = Beside::kNewToken || (shape.page_size & 15) == 0;  // in one launch always (paged.cc)
   const auto next_batch = [&](int batch) {
     // Units past the end are read as the batch's first one; rows past the end are memory of the cache.
     const bool inside = lane_turn(batch) < turns;
@@ -216,10 +222,14 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   }
   // Before rows are asked for, as the compiler waits for all loads together.
   float my_x[kMine];
+  if constexpr (Beside::kNewToken) {
+    asm volatile("" : "+r"(my_dim), "+f"(my_scale));
+  } else {
 #pragma unroll
-  for (int i = 0; i < kMine; ++i) my_x[i] = half_value(my_query[i], is_f16) * my_scale;
+    for (int i = 0; i < kMine; ++i) my_x[i] = half_value(my_query[i], is_f16) * my_scale;
 #pragma unroll
-  for (float& x : my_x) asm volatile("" : "+f"(x));
+    for (float& x : my_x) asm volatile("" : "+f"(x));
+  }
   if constexpr (kRing == 0) {
 #pragma unroll
     for (int b = 0; b < kBuffers; ++b) {
@@ -236,6 +246,11 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   beside.prepare(length, span);
   if (kRing == 0 && rounds > R::kBatch) ask_batch(1);
 
+  if constexpr (Beside::kNewToken) {
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) my_x[i] = half_value(beside.query(my_head(i), my_dim), is_f16) * my_scale;
+  }
   share_queries<Codec, kDims, kHeads, kSets, kThreads>(my_x, largests, queries);
   beside.score(span, queries);
   if (!span.scores) return span;

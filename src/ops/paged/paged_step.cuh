@@ -21,13 +21,14 @@ inline constexpr int kForced = INT32_MIN;
 // Row number `row` of the launch.
 template <int kSets>
 __device__ __forceinline__ AttendRow step_row(const StepParams& p, int row) {
+  const int seq = divided(row, p.row_factor);
+  const int x = row - seq * p.rows_of_token;
+  // Not p.group twice, nor `row` kept for the set: values spill then.
   if constexpr (kSets == 1) {
-    return attend_row(p.a.shape, row);
-  } else {
-    const int seq = row / p.rows_of_token;
-    const ScoreRow r = score_row<kSets>(p.a.shape, row - seq * p.rows_of_token, seq);
-    return {seq, 0, r.kv_head, r.head0, r.heads, static_cast<int64_t>(seq) * p.a.shape.num_q_heads + r.head0, true};
+    return {seq, 0, x, x * p.group, p.plan.heads_per_row, static_cast<int64_t>(seq) * p.a.shape.num_kv_heads + x, true};
   }
+  const ScoreRow r = score_row<kSets>(p.a.shape, x, seq);
+  return {seq, 0, r.kv_head, r.head0, r.heads, static_cast<int64_t>(seq) * p.a.shape.num_q_heads + r.head0, true};
 }
 // What of a row is about its i-th head, where heads choose for themselves; else the row.
 template <int kSets>
@@ -41,6 +42,9 @@ struct Together {
   using S = Scorer<Codec, kDims, kHeads, kSets>;
   using R = typename S::R;
   static constexpr bool kNewToken = true;
+  // Where a CTA has an SM for itself it starts when the last step's has ended, so nothing is waited for before rows of the index are on
+  // their way. (It empties L1, so where others run on the SM it comes before.)
+  static constexpr bool kWaitsLate = kRing != 0;
   static constexpr bool kGuesses = kSets == 1 && Codec::kPartBytes == 1;
   static constexpr int kMine = (kDims + 31) / 32;        // dims of a lane
   static constexpr int kKv = (2 * kDim / 8 + 31) / 32;   // 16-byte pieces of K and V of a lane
@@ -91,7 +95,25 @@ struct Together {
     const u32 begin = nanoseconds();
     while (static_cast<int>(nanoseconds() - begin) < ns) __nanosleep(100);
   }
+  // The queries, 8 heads whether there are so many or not, to where attention reads them.
+  __device__ __forceinline__ void ask_queries() const {
+    char* queries = x.memory + x.layout.queries;
+    for (int i = threadIdx.x; i < kDim; i += kThreads) {
+      const int head = i / (kDim / 8);
+      const int piece = i % (kDim / 8);
+      char* to = queries + head * query_stride(kDim) + piece * 16;
+      if (head < r.heads) {
+        copy_async16(shared_address(to), row_at(p.a.q, r.seq, 0, r.head0 + head) + piece * 16);
+      } else {
+        *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+      }
+    }
+  }
+  __device__ __forceinline__ unsigned short query(int head, int dim) const {
+    return *reinterpret_cast<const unsigned short*>(x.memory + x.layout.queries + head * query_stride(kDim) + 2 * dim);
+  }
   __device__ __forceinline__ void prepare(int row_length, const Span& span) {
+    if constexpr (kWaitsLate) Team<true>::wait();
     const int tid = threadIdx.x;
     const int lane = tid & 31;
     if (has_new) {
@@ -104,17 +126,6 @@ struct Together {
       for (int i = 0; i < kKv; ++i) {
         const int at = lane + 32 * i;
         if (at < 2 * kDim / 8) kv[i] = load_stream<uint4>(kv_at(at, p.a.k_new, p.a.v_new));
-      }
-    }
-    char* queries = x.memory + x.layout.queries;
-    for (int i = tid; i < kDim; i += kThreads) {
-      const int head = i / (kDim / 8);
-      const int piece = i % (kDim / 8);
-      char* to = queries + head * query_stride(kDim) + piece * 16;
-      if (head < r.heads) {
-        copy_async16(shared_address(to), row_at(p.a.q, r.seq, 0, r.head0 + head) + piece * 16);
-      } else {
-        *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
       }
     }
     const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
@@ -247,7 +258,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
   using T = Team<true>;
   const PagedShape& shape = p.a.shape;
   const int tid = threadIdx.x;
-  const int size = T::size();
+  const int size = p.plan.cluster;
   int rank = T::rank();
   asm volatile("" : "+r"(rank));  // a register: to read it again takes long
   const AttendRow r = step_row<kSets>(p, divided(static_cast<int>(blockIdx.x), p.cluster_factor));
@@ -263,7 +274,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
   team.clear();
   Together<Codec, kDims, kHeads, kDim, kSets, kRing> beside(p, r, exchange, link);
   const ScoreRow row{r.seq, 0, r.kv_head, r.kv_head, r.head0, r.heads, r.kv_head, true, true};
-  T::wait();
+  if constexpr (!beside.kWaitsLate) T::wait();
   auto* lists = reinterpret_cast<int*>(memory + exchange.layout.list);
   auto* list_keys = reinterpret_cast<u32*>(memory + exchange.layout.keys);
   auto* ids = reinterpret_cast<unsigned short*>(link.inbox + 2 * link.kAllBins * size);
@@ -318,7 +329,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
                   shape.budget, token_of);
     }
   }
-  attend_list<kDim, false, true, kSets>(p, r, exchange, lists + set * stride, n, p.table_entries != 0 ? beside.own_table : nullptr, choice,
+  attend_list<kDim, false, true, kSets, attend_stages(kRing)>(p, r, exchange, lists + set * stride, n, p.table_entries != 0 ? beside.own_table : nullptr, choice,
                                         token_of);
 #endif
 }

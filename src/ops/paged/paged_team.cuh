@@ -42,13 +42,16 @@ struct TeamShared {
   TeamRange chosen[kSets];
 
   __device__ __forceinline__ void clear_histograms() {
-    for (int i = threadIdx.x; i < kSets * kBins; i += kThreads) hist[i] = 0;
+    static_assert(kSets * kBins % kThreads == 0);
+#pragma unroll
+    for (int i = 0; i < kSets * kBins; i += kThreads) hist[i + threadIdx.x] = 0;
     if (threadIdx.x < kSets) found[threadIdx.x].bin = -1;
   }
   // Followed by a barrier.
   __device__ __forceinline__ void clear() {
     clear_histograms();
-    for (int i = threadIdx.x; i < kSets * team_ties(kSets); i += kThreads) ties[i] = 0;
+    static_assert(kSets * team_ties(kSets) <= kThreads);
+    if (threadIdx.x < kSets * team_ties(kSets)) ties[threadIdx.x] = 0;
     if (threadIdx.x < kSets) own_ties[threadIdx.x] = 0;
   }
 };
