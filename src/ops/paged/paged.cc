@@ -296,8 +296,10 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   int32_t cluster = paired;
   if (paired > 8) {
     const int64_t tokens = alone != 0 ? ceil_div(s.max_length, alone) : 0;
-    if (has_ring && tokens >= (is_small ? 5120 : 12288) && tokens <= (need <= 1024 ? 24576 : 16384)) {
-      const PagedPlan p = one_launch_of(s, alone, paged::kStepRing);
+    const int64_t least = need > 1024 && alone > 8 ? 896 : 2560;
+    if (has_ring && tokens >= least && tokens <= (need <= 1024 ? 24576 : 16384)) {
+      const bool is_short = is_small && (tokens < 5120 || s.index_row_bytes() < 32);
+      const PagedPlan p = one_launch_of(s, is_short ? std::min(8, alone) : alone, paged::kStepRing);
       if (p.path == PagedPath::kOneLaunch) return p;
     }
     if (quads || is_small || s.max_length < 16384) cluster = std::min(8, alone);

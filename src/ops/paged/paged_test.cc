@@ -182,6 +182,7 @@ TEST(PagedPlan, TakesOneLaunchWhereRowsAreShortEnough) {
   EXPECT_EQ(path(1, 8192, 1024, own_tokens), PagedPath::kFused) << "more candidates than registers hold";
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.fcs_per_query_head = s.tokens_per_query_head = 1; }), PagedPath::kFused);
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.kv_type = PagedKvType::kF16; }), PagedPath::kFused);
+  EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.page_size = 24; }), PagedPath::kFused) << "16 tokens lie beside each other";
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.head_dim = 256; }), PagedPath::kFused);
 }
 
@@ -198,8 +199,10 @@ TEST(PagedPlan, TakesClustersThatRunAtOnce) {
   EXPECT_NE(p.ring, 0);
   EXPECT_EQ(p.score_iterations % 2, 0) << "rounds that are scored together";
   EXPECT_EQ(plan(1, 32768, 256).cluster, 8);
-  EXPECT_EQ(plan(1, 32768, 256).ring, 0) << "short rows have their rounds in registers";
-  EXPECT_EQ(plan(1, 32768, 1024).cluster, 16) << "of which two CTAs share an SM";
+  EXPECT_NE(plan(1, 32768, 256).ring, 0);
+  EXPECT_EQ(plan(1, 8192, 256).ring, 0) << "short rows have their rounds in registers";
+  EXPECT_NE(plan(1, 8192, 2048).ring, 0) << "but where two tiles of K and V on their way count";
+  EXPECT_EQ(plan(1, 16384, 1024).cluster, 16) << "of which two CTAs share an SM";
   EXPECT_EQ(plan(2, 8192, 256).cluster, 6) << "which have an SM each";
   EXPECT_EQ(plan(4, 32768, 256).cluster, 6) << "two of 7 of the 32 clusters would wait";
   EXPECT_EQ(plan(8, 32768, 1024).cluster, 3);
