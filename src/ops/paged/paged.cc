@@ -374,6 +374,7 @@ PagedPlan paged_plan(const PagedShape& s, const PagedDevice& device) {
   // Clusters of which two CTAs share an SM, none with less than 32 tokens a CTA.
   p.cluster = std::max(1, largest_cluster(device.clusters_paired, attend_rows(s), 8, true));
   while (p.cluster > 1 && s.budget / p.cluster < 32) --p.cluster;
+  p.attend_alone = 2 * attend_rows(s) * p.cluster <= device.num_sms ? 1 : 0;
   complete_plan(s, p);
   while (p.score_smem > kPagedSharedMemory && p.score_ctas < 1024) {
     p.score_ctas *= 2;

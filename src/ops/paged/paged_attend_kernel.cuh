@@ -113,7 +113,7 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
       m = fmaxf(m, weights[w]);
     }
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) weights[w] = exp2f(weights[w] - m);
+    for (int w = 0; w < kWarps; ++w) weights[w] = exp2_fast(weights[w] - m);
     return m;
   };
   for (int i = tid; i < r.heads * (kDim / 4); i += kThreads) {
@@ -171,13 +171,13 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
         values[k] = is_one ? inbox[(first + k) * x.capacity() * 32 + j] : 0.0F;
         highest = fmaxf(highest, of_cta[k].x);
       }
-      const float shrink = exp2f(m - highest);
+      const float shrink = exp2_fast(m - highest);
       value *= shrink;
       sum *= shrink;
       m = highest;
 #pragma unroll
       for (int k = 0; k < 8; ++k) {
-        const float f = exp2f(of_cta[k].x - m);
+        const float f = exp2_fast(of_cta[k].x - m);
         value += f * values[k];
         sum += f * of_cta[k].y;
       }
@@ -415,8 +415,9 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
   combine<kDim, kF16, kSets, kStages>(p, r, n, o, exchange);
 }
 
-template <int kDim, bool kF16>
-__global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_kernel(const __grid_constant__ StepParams p) {
+// kAlone: for so few rows that a CTA need not share an SM.
+template <int kDim, bool kF16, bool kAlone = false>
+__global__ void __launch_bounds__(kThreads, kDim <= 128 && !kAlone ? 2 : 1) attend_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(16) char memory[];
   using T = Team<true>;

@@ -78,6 +78,9 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, int first, int 
   copy_async_wait<kPending + 1>();
   __syncwarp();
   float s[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+  // Where registers suffice, of the other half of the dims, as products of one sum wait for each other.
+  constexpr bool kHalves = kPending != 0;
+  float t[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
 #pragma unroll
   for (int j = 0; j < kPieces; ++j) {
     const uint4 q = *reinterpret_cast<const uint4*>(queries + g * query_stride(kDim) + (j * 4 + c) * 16);
@@ -85,7 +88,7 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, int first, int 
     for (int h = 0; h < 2; ++h) {
       const uint4 k = load_shared(stage + Rows::place_of_k(h * 8 + g, j * 4 + c));
       mma_16x8x16<kF16>(s[h], q.x, 0, q.y, 0, k.x, k.y);
-      mma_16x8x16<kF16>(s[h], q.z, 0, q.w, 0, k.z, k.w);
+      mma_16x8x16<kF16>(kHalves ? t[h] : s[h], q.z, 0, q.w, 0, k.z, k.w);
     }
   }
   float w[2][2];
@@ -94,7 +97,7 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, int first, int 
   for (int h = 0; h < 2; ++h) {
 #pragma unroll
     for (int x = 0; x < 2; ++x) {
-      float a = s[h][x] * p.score_factor;
+      float a = (kHalves ? s[h][x] + t[h][x] : s[h][x]) * p.score_factor;
       if (p.score_cap > 0) a = p.score_cap * tanhf(a);
       w[h][x] = kept[2 * h + x] ? a : -1e30F;
       highest = fmaxf(highest, w[h][x]);

@@ -104,7 +104,7 @@ paged::ScoreKernel score_kernel_of(const PagedShape& s) {
   }
   return nullptr;
 }
-paged::AttendKernel attend_kernel_of(const PagedShape& s) {
+paged::AttendKernel attend_kernel_of(const PagedShape& s, bool alone) {
   const bool is_f16 = s.kv_type == PagedKvType::kF16;
   switch (s.head_dim) {
     case 64:
@@ -112,7 +112,7 @@ paged::AttendKernel attend_kernel_of(const PagedShape& s) {
     case 96:
       return paged::attend_kernel_96(is_f16);
     case 128:
-      return paged::attend_kernel_128(is_f16);
+      return paged::attend_kernel_128(is_f16, alone);
     case 192:
       return paged::attend_kernel_192(is_f16);
     default:
@@ -187,7 +187,7 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, void* workspace,
           .threads = paged::kThreads,
           .shared_bytes = plan.score_smem},
          params, stream);
-  launch(attend_kernel_of(s),
+  launch(attend_kernel_of(s, plan.attend_alone != 0),
          {.grid = dim3(static_cast<unsigned>(plan.attend_rows * plan.cluster)),
           .threads = paged::kThreads,
           .shared_bytes = plan.attend_smem,

@@ -179,6 +179,13 @@ __device__ __forceinline__ void wait_stores(u32 barrier, u32 parity = 0) {
 // i / n where factor is 2^31 / n, rounded up; for i * n below 2^31.
 __device__ __forceinline__ int divided(int i, u32 factor) { return static_cast<int>(__umulhi(2U * static_cast<u32>(i), factor)); }
 
+// 2^x in one instruction, to 2 ulp; 0 below 2^-126.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Scores as unsigned keys in the same order; 0 is below every score and means "none".
 __device__ __forceinline__ u32 key_of(int s) { return static_cast<u32>(s) ^ 0x80000000U; }
 __device__ __forceinline__ u32 key_of(float s) {

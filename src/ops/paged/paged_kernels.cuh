@@ -22,7 +22,7 @@ StepKernel step_kernel_fp8(int head_dim, int dims, int heads, int sets, int ring
 
 AttendKernel attend_kernel_64(bool is_f16);
 AttendKernel attend_kernel_96(bool is_f16);
-AttendKernel attend_kernel_128(bool is_f16);
+AttendKernel attend_kernel_128(bool is_f16, bool alone);  // alone: PagedPlan::attend_alone
 AttendKernel attend_kernel_192(bool is_f16);
 AttendKernel attend_kernel_256(bool is_f16);
 

@@ -115,7 +115,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   if constexpr (!Beside::kNewToken) {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
-      my_query_at[i] = row_at(p.a.q, r.seq, r.query, r.head0 + my_head(i)) + 2 * my_dim;
+      my_query_at[i] = row_at(p.a.q, r.seq, r.query, r.head0 + my_head(i));
       computed(my_query_at[i]);
     }
   }
@@ -144,7 +144,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
     beside.ask_queries();
   } else {
 #pragma unroll
-    for (int i = 0; i < kMine; ++i) my_query[i] = load_stream<unsigned short>(my_query_at[i]);
+    for (int i = 0; i < kMine; ++i) my_query[i] = load_stream<unsigned short>(my_query_at[i] + 2 * my_dim);
   }
   const Span span(p, length, r.query);
   const int lo = span.lo;

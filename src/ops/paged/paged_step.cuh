@@ -42,9 +42,9 @@ struct Together {
   using S = Scorer<Codec, kDims, kHeads, kSets>;
   using R = typename S::R;
   static constexpr bool kNewToken = true;
-  // Where a CTA has an SM for itself it starts when the last step's has ended, so nothing is waited for before rows of the index are on
-  // their way. (It empties L1, so where others run on the SM it comes before.)
-  static constexpr bool kWaitsLate = kRing != 0;
+  // Where a CTA has an SM for itself it starts when the last step's has ended, so the cluster meets when rows of the index are on their
+  // way. (To have met empties L1, so where others run on the SM it comes before.)
+  static constexpr bool kMeetsLate = kRing != 0;
   static constexpr bool kGuesses = kSets == 1 && Codec::kPartBytes == 1;
   static constexpr int kMine = (kDims + 31) / 32;        // dims of a lane
   static constexpr int kKv = (2 * kDim / 8 + 31) / 32;   // 16-byte pieces of K and V of a lane
@@ -86,6 +86,16 @@ struct Together {
       }
     }
   }
+  // Barriers that peers may store to when the cluster has met, which Team<true>::wait() says.
+  __device__ __forceinline__ void meet() const {
+    if (threadIdx.x == 0) {
+      x.expect();
+      link.expect();
+    }
+    __syncwarp();
+    Team<true>::arrive();
+    link.s.clear();
+  }
   // The second CTA of an SM lets the first go ahead (PagedPlan), less far where its row is short.
   __device__ __forceinline__ void wait() const {
     const int block = static_cast<int>(blockIdx.x);
@@ -113,7 +123,7 @@ struct Together {
     return *reinterpret_cast<const unsigned short*>(x.memory + x.layout.queries + head * query_stride(kDim) + 2 * dim);
   }
   __device__ __forceinline__ void prepare(int row_length, const Span& span) {
-    if constexpr (kWaitsLate) Team<true>::wait();
+    if constexpr (kMeetsLate) meet();
     const int tid = threadIdx.x;
     const int lane = tid & 31;
     if (has_new) {
@@ -151,6 +161,7 @@ struct Together {
     } else {
       kept.put_forced(p.a.shape, kForced, r.heads, team_entries(p.a.shape.budget, kSets));
     }
+    if constexpr (kMeetsLate) Team<true>::wait();
   }
   __device__ __forceinline__ void sample(u32 best) const {
     if (!guesses) link.sample(best, lanes);
@@ -265,16 +276,10 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
   const Exchange<kDim> exchange{memory, p.layout, r.heads * kDim / 32, size, rank, p.cluster_factor};
   auto& team = *reinterpret_cast<TeamShared<kSets>*>(memory + exchange.layout.select);
   const TeamLink<kSets> link{team, memory + exchange.layout.slots, exchange.barrier() + 8, size, rank};
-  if (tid == 0) {
-    exchange.expect();
-    link.expect();
-  }
-  __syncwarp();
-  T::arrive();
-  team.clear();
   Together<Codec, kDims, kHeads, kDim, kSets, kRing> beside(p, r, exchange, link);
+  if constexpr (!beside.kMeetsLate) beside.meet();
   const ScoreRow row{r.seq, 0, r.kv_head, r.kv_head, r.head0, r.heads, r.kv_head, true, true};
-  if constexpr (!beside.kWaitsLate) T::wait();
+  if constexpr (!beside.kMeetsLate) T::wait();
   auto* lists = reinterpret_cast<int*>(memory + exchange.layout.list);
   auto* list_keys = reinterpret_cast<u32*>(memory + exchange.layout.keys);
   auto* ids = reinterpret_cast<unsigned short*>(link.inbox + 2 * link.kAllBins * size);

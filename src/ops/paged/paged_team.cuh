@@ -119,11 +119,22 @@ struct TeamLink {
     }
     u32 lowest = 0xFFFFFFFFU;
     u32 highest = 1;
+    // Four reads together: they are waited for.
+    constexpr int kTogether = 4;
+    const int count = size * kWarps;
 #pragma unroll 1
-    for (int i = set_lane<kSets>(); i < size * kWarps; i += kSetLanes<kSets>) {
-      const uint2 r = s.ranges[set_of_thread<kSets>() * s.kRanges + i];
-      lowest = r.y != 0 ? min(lowest, r.x) : lowest;
-      highest = max(highest, r.y);
+    for (int first = set_lane<kSets>(); first < count; first += kTogether * kSetLanes<kSets>) {
+      uint2 r[kTogether];
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        const int i = first + j * kSetLanes<kSets>;
+        r[j] = s.ranges[set_of_thread<kSets>() * s.kRanges + min(i, count - 1)];
+      }
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        lowest = r[j].y != 0 ? min(lowest, r[j].x) : lowest;
+        highest = max(highest, r[j].y);
+      }
     }
     highest = sets_max<kSets>(highest);
     return make_uint2(min(~sets_max<kSets>(~lowest), highest), highest);
@@ -165,7 +176,7 @@ struct TeamLink {
       high = two.y;
     } else {
       wait_stores(barriers + kHistograms, parity);
-#pragma unroll 4
+#pragma unroll 8
       for (int i = 0; i < size; ++i) {
         const u32 two = reinterpret_cast<const u32*>(inbox)[(i * kAllBins + set * kBins) / 2 + word];
         low += two & 0xFFFFU;
