@@ -94,6 +94,7 @@ void check(const PagedShape& s) {
           "sinks " + number(s.sinks) + " and recent " + number(s.recent) + " must fit the budget " + number(s.budget));
   require(s.max_length >= 1 && s.max_length < (int64_t{1} << 31) - 4096,
           "max_length is " + number(s.max_length) + "; give 1 to 2^31 - 4096");
+  require(s.num_q_heads <= 4096, "num_q_heads is " + number(s.num_q_heads) + "; give at most 4096");
   require(score_rows(s) <= 65535 && static_cast<int64_t>(s.num_seqs) * s.num_query_tokens * s.num_sets() <= 65535,
           "num_seqs times num_query_tokens times the heads exceeds 65535; split the batch");
 }

@@ -16,24 +16,25 @@ struct AttendRow {
   bool reports;  // writes the kept tokens
 };
 
-__device__ __forceinline__ AttendRow attend_row(const PagedShape& s, int row) {
+__device__ __forceinline__ AttendRow attend_row(const StepParams& p, int row) {
+  const PagedShape& s = p.a.shape;
   AttendRow r;
-  const int group = s.group();
+  const int group = p.group;
   const bool own = s.tokens_per_query_head != 0;
-  const int parts = (group + 7) / 8;
+  const int parts = (group + 7) / 8;  // 1 or 2
   const int rows = own ? s.num_q_heads : s.num_kv_heads * parts;
-  const int token = row / rows;
+  const int token = divided(row, p.attend_factor);
   const int x = row - token * rows;
-  r.seq = token / s.num_query_tokens;
+  r.seq = s.num_query_tokens == 1 ? token : token / s.num_query_tokens;
   r.query = token - r.seq * s.num_query_tokens;
   if (own) {
     r.head0 = x;
     r.heads = 1;
-    r.kv_head = x / group;
+    r.kv_head = divided(x, p.group_factor);
     r.set = static_cast<int64_t>(token) * s.num_q_heads + x;
     r.reports = true;
   } else {
-    r.kv_head = x / parts;
+    r.kv_head = parts == 1 ? x : x / 2;
     const int part = x - r.kv_head * parts;
     r.head0 = r.kv_head * group + 8 * part;
     r.heads = min(8, group - 8 * part);
@@ -426,7 +427,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && !kAlone ? 2 : 1) atte
   const int size = T::size();
   int rank = T::rank();
   asm volatile("" : "+r"(rank));  // a register: to read it again takes long
-  const AttendRow r = attend_row(shape, divided(static_cast<int>(blockIdx.x), p.cluster_factor));
+  const AttendRow r = attend_row(p, divided(static_cast<int>(blockIdx.x), p.cluster_factor));
   const int lists = p.plan.lists();
   const int count = p.plan.entries();
   const Exchange<kDim> exchange{memory,

@@ -161,6 +161,8 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, void* workspace,
   params.lead_rate = static_cast<float>(plan.lead_ns) / static_cast<float>(s.max_length);
   params.rows_of_token = static_cast<int32_t>(plan.score_rows / tokens);
   params.row_factor = factor(params.rows_of_token);
+  params.attend_factor = factor(plan.attend_rows / tokens);
+  params.group_factor = factor(s.group());
   // Beside the rows: CTAs for the new tokens, a warp a row (paged_score.cuh).
   const int32_t warps = plan.score_ctas * (paged::kThreads / 32);
   const int32_t rows_for_new = (params.rows_of_token + warps - 1) / warps;

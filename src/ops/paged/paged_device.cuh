@@ -30,9 +30,11 @@ struct StepParams {
   u32 cta_factor = 0;         // 2^32 / plan.score_ctas, at most 2^32 - 1
   int32_t rows_of_token = 0;  // of launch 1
   float lead_rate = 0;        // plan.lead_ns / max_length
-  // Of divided(), by plan.cluster and by rows_of_token.
+  // Of divided(), by plan.cluster, by the rows of a token in launch 1 and in launch 2, and by group.
   u32 cluster_factor = 0;
   u32 row_factor = 0;
+  u32 attend_factor = 0;
+  u32 group_factor = 0;
   int32_t group = 1;  // query heads of a KV head
 };
 
@@ -176,7 +178,7 @@ __device__ __forceinline__ void wait_stores(u32 barrier, u32 parity = 0) {
   }
 }
 
-// i / n where factor is 2^31 / n, rounded up; for i * n below 2^31.
+// i / n where factor is 2^31 / n, rounded up; for i * n below 2^31: check() lets no shape have more rows, or rows of a token, than that.
 __device__ __forceinline__ int divided(int i, u32 factor) { return static_cast<int>(__umulhi(2U * static_cast<u32>(i), factor)); }
 
 // 2^x in one instruction, to 2 ulp; 0 below 2^-126.

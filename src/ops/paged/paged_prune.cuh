@@ -392,14 +392,20 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVec
     if (few) hits = kFullWarp;  // not looked at above
     for (; hits != 0; hits &= hits - 1U) {
       const int at = __ffs(static_cast<int>(hits)) - 1;
-      store.for_keys(at << piece, min(n, (at + 1) << piece), [&](int i, u32 k) {
-        if (k < threshold) return;
-        const bool is_equal = stuck && k == threshold;
-        const u32 to = is_equal ? equal_place : place;  // no reference, which would put both in memory
-        equal_place += is_equal ? 1U : 0U;
-        place += is_equal ? 0U : 1U;
-        if (to < slots) out[to] = make_uint2(k, static_cast<u32>(token(i)));
-      });
+#pragma unroll 1
+      for (int i = at << piece; i < min(n, (at + 1) << piece); i += kVector) {
+        u32 k[kVector];
+        store.get(i, k);
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) {
+          if (k[j] < threshold) continue;
+          const bool is_equal = stuck && k[j] == threshold;
+          const u32 to = is_equal ? equal_place : place;  // no reference, which would put both in memory
+          equal_place += is_equal ? 1U : 0U;
+          place += is_equal ? 0U : 1U;
+          if (to < slots) out[to] = make_uint2(k[j], static_cast<u32>(token(i + j)));
+        }
+      }
     }
   }
   for (u32 i = total + member; i < slots; i += nt / kSets) out[i] = make_uint2(0, 0);

@@ -384,7 +384,7 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
     }
     return;
   }
-  const ScoreRow r = score_row<kSets>(p.a.shape, row, token);
+  const ScoreRow r = score_row<kSets>(p, row, token);
   auto& s = *reinterpret_cast<PruneShared<kSets>*>(memory);
   s.clear();
   constexpr bool kFloatKeys = Codec::kPartBytes == 2;

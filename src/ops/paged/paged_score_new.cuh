@@ -70,7 +70,7 @@ __device__ __forceinline__ void score_new(const StepParams& p, int row, int toke
   u32* keys = reinterpret_cast<u32*>(queries + 2 * kQueries * Codec::kPartBytes);
   const PagedShape& shape = p.a.shape;
   const int lane = threadIdx.x & 31;
-  const ScoreRow r = score_row<kSets>(shape, row, token);
+  const ScoreRow r = score_row<kSets>(p, row, token);
   const int64_t plane0 = static_cast<int64_t>(r.plane) * kDims;
   grid_wait();
   grid_launch_dependents();

@@ -20,9 +20,10 @@ struct ScoreRow {
 
 template <int kSets>
 // x: row of the token; token: (sequence, query token) as one number.
-__device__ __forceinline__ ScoreRow score_row(const PagedShape& s, int x, int token) {
+__device__ __forceinline__ ScoreRow score_row(const StepParams& p, int x, int token) {
+  const PagedShape& s = p.a.shape;
   ScoreRow r;
-  const int group = s.group();
+  const int group = p.group;
   const int quads = (group + 3) / 4;
   r.seq = s.num_query_tokens == 1 ? token : token / s.num_query_tokens;
   r.query = token - r.seq * s.num_query_tokens;

@@ -27,7 +27,7 @@ __device__ __forceinline__ AttendRow step_row(const StepParams& p, int row) {
   if constexpr (kSets == 1) {
     return {seq, 0, x, x * p.group, p.plan.heads_per_row, static_cast<int64_t>(seq) * p.a.shape.num_kv_heads + x, true};
   }
-  const ScoreRow r = score_row<kSets>(p.a.shape, x, seq);
+  const ScoreRow r = score_row<kSets>(p, x, seq);
   return {seq, 0, r.kv_head, r.head0, r.heads, static_cast<int64_t>(seq) * p.a.shape.num_q_heads + r.head0, true};
 }
 // What of a row is about its i-th head, where heads choose for themselves; else the row.

@@ -53,6 +53,7 @@ TEST(PagedCheck, SaysWhatIsWrongWithAShape) {
   EXPECT_NE(with([](auto& s) { s.num_query_tokens = 9; }).find("give 1 to 8"), std::string::npos);
   EXPECT_NE(with([](auto& s) { s.num_kv_heads = 1; }).find("1 to 16 times"), std::string::npos);
   EXPECT_NE(with([](auto& s) { s.num_kv_heads = 5; }).find("1 to 16 times"), std::string::npos);
+  EXPECT_NE(with([](auto& s) { s.num_q_heads = 8192, s.num_kv_heads = 512; }).find("at most 4096"), std::string::npos);
   EXPECT_NE(with([](auto& s) { s.head_dim = 80; }).find("64, 96, 128, 192 or 256"), std::string::npos);
   EXPECT_NE(with([](auto& s) { s.page_size = 257; }).find("give 1 to 256"), std::string::npos);
   EXPECT_NE(with([](auto& s) { s.index_dims = 31; }).find("even number"), std::string::npos);
