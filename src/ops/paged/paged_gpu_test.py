@@ -277,6 +277,8 @@ def test_large_budgets(budget):
     for own_tokens in (False, True) if budget < 4000 else (False,):
         for seed in range(5):  # clusters of all sizes
             check_case(Case(lengths=(9000, 2000), budget=budget, own_tokens=own_tokens, sinks=16, recent=64, seed=seed), fused=True)
+    for cluster in (1, 3, 8):  # from many tiles of kept tokens a warp to one
+        check_plan(Case(lengths=(9000, 2000, 4500), budget=budget, sinks=16, recent=64), one=cluster, ring=paged.STEP_RING)
 
 
 def test_generic_path_of_a_very_large_budget():
