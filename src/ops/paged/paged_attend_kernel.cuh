@@ -366,6 +366,8 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
     return make_int2(own_table != nullptr ? own_table[at.page] : load_stream<int>(table + at.page), at.offset);
   };
   if constexpr (kStages == 1) {
+    // Addresses of pieces that are kept from one tile to the next spill; where there are four sets, to find them again costs more.
+    constexpr bool kAnew = kSets == 1;
     for (int first = begin; first < n; first += kTurn) {
       // By the upper lanes, where the next tile's tokens lie.
       const int next = first + kTurn;
@@ -384,8 +386,8 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
           }
         }
       }
-      ask_tile<kDim>(p, place, n - first, k_base, v_base, stage);
-      attend_tile<kDim, kF16, 0>(p, first, n, queries, stage, o, choose);
+      ask_tile<kDim, kAnew>(p, place, n - first, k_base, v_base, stage);
+      attend_tile<kDim, kF16, 0, kAnew>(p, first, n, queries, stage, o, choose);
     }
   } else {
     static_assert(kStages == 2);
@@ -393,7 +395,7 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
       if (first < n) {
         int2 place = make_int2(0, 0);
         if (lane < 16 && first + lane < n) place = find(first + lane);
-        ask_tile<kDim>(p, place, n - first, k_base, v_base, to);
+        ask_tile<kDim, false>(p, place, n - first, k_base, v_base, to);
       } else {
         // The groups of a tile, as those behind a tile are counted.
         copy_async_commit();
@@ -406,7 +408,7 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
 #pragma unroll 1
     for (int first = begin; first < n; first += kTurn) {
       ask(first + kTurn, other);
-      attend_tile<kDim, kF16, 2>(p, first, n, queries, here, o, choose);
+      attend_tile<kDim, kF16, 2, false>(p, first, n, queries, here, o, choose);
       const u32 read = here;
       here = other;
       other = read;

@@ -38,11 +38,19 @@ struct Stage {
   }
 };
 
+// With kAnew what is made of it is found again for every tile.
+template <bool kAnew>
+__device__ __forceinline__ int lane_of_tile() {
+  int lane = threadIdx.x & 31;
+  if constexpr (kAnew) asm volatile("" : "+r"(lane));
+  return lane;
+}
+
 // K and V of 16 tokens, `count` of them there, to a Stage of the warp: two groups of copies. place: block and offset in it, of token `lane`.
-template <int kDim>
+template <int kDim, bool kAnew>
 __device__ __forceinline__ void ask_tile(const StepParams& p, const int2& place, int count, const char* k_base, const char* v_base, u32 stage) {
   using Rows = Stage<kDim>;
-  const int lane = threadIdx.x & 31;
+  const int lane = lane_of_tile<kAnew>();
   __syncwarp();  // those that were there were read
   const auto copy_rows = [&](const char* base, const PagedCache& cache, const auto& place_of_piece) {
 #pragma unroll
@@ -62,12 +70,12 @@ __device__ __forceinline__ void ask_tile(const StepParams& p, const int2& place,
 
 // Attends to entries first, first + 1... of the warp's list, which has n of them, whose K and V come to `stage`; after them kPending groups
 // of copies were asked for. choose(): which entries are kept, asked for before they are waited for.
-template <int kDim, bool kF16, int kPending, class Choose>
+template <int kDim, bool kF16, int kPending, bool kAnew, class Choose>
 __device__ __forceinline__ void attend_tile(const StepParams& p, int first, int n, const char* queries, u32 stage, Partial<kDim>& o,
                                             const Choose& choose) {
   using Rows = Stage<kDim>;
   constexpr int kPieces = kDim / 32;  // 16-byte pieces of K a lane
-  const int lane = threadIdx.x & 31;
+  const int lane = lane_of_tile<kAnew>();
   const int g = lane >> 2;
   const int c = lane & 3;
   const auto token_of = [&](int i) { return (i >> 1) * 8 + 2 * c + (i & 1); };

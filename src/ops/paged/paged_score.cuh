@@ -271,24 +271,32 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   int sample_round = 0;
   // Sinks are in a warp's first rounds, what is past the end in its last one.
   const int rounds_with_sinks = lo == 0 ? 0 : 1 + (lo >> 4) / (nt / 32 * R::kUnits);  // or fewer
-  // Keys of a round, of its sums.
-  const auto put_keys = [&](typename S::Sums& all, int round, bool masks) {
-    u32 key[kKeys];
-    S::reduce(all, key);
+  // Keys of some rounds, of their sums; each step for all of them, as what follows from one waits for itself.
+  const auto put_keys = [&](auto& all, int round, bool masks) {
+    constexpr int kRounds = sizeof(all) / sizeof(all[0]);
+    u32 key[kRounds][kKeys];
+#pragma unroll
+    for (int b = 0; b < kRounds; ++b) S::reduce(all[b], key[b]);
     if (masks) {
 #pragma unroll
-      for (int i = 0; i < kKeys; ++i) {
-        const int token = tokens.token_at(round, i, lane, warp);
-        if (token < lo || token >= hi_old || !has_head) key[i] = 0;
+      for (int b = 0; b < kRounds; ++b) {
+#pragma unroll
+        for (int i = 0; i < kKeys; ++i) {
+          const int token = tokens.token_at(round + b, i, lane, warp);
+          if (token < lo || token >= hi_old || !has_head) key[b][i] = 0;
+        }
       }
     }
 #pragma unroll
-    for (int i = 0; i < kKeys; i += kVector) store.put(key + i);
+    for (int b = 0; b < kRounds; ++b) {
+#pragma unroll
+      for (int i = 0; i < kKeys; i += kVector) store.put(key[b] + i);
+    }
   };
   // The rows of a round, whose registers then take those of the round kBuffers later, to keys.
   const auto score_round = [&](uint4(&v)[R::kLoads], int round) {
-    typename S::Sums all;
-    scorer.multiply(v, all);
+    typename S::Sums all[1];
+    scorer.multiply(v, all[0]);
     if (round + kBuffers < rounds) load_round(round + kBuffers, v);
     put_keys(all, round, round < rounds_with_sinks || round == rounds - 1 || !has_head);
     if constexpr (Beside::kNewToken) {
@@ -327,9 +335,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
         copy_async_commit();
         copy_async_commit();
       }
-      const bool masks = round < rounds_with_sinks || round + 2 >= rounds || !has_head;
-#pragma unroll
-      for (int b = 0; b < 2; ++b) put_keys(all[b], round + b, masks);
+      put_keys(all, round, round < rounds_with_sinks || round + 2 >= rounds || !has_head);
       if constexpr (Beside::kNewToken) {
         if (round + 1 == sample_round) beside.sample(store.best);
       }
