@@ -223,7 +223,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   // Before rows are asked for, as the compiler waits for all loads together.
   float my_x[kMine];
   if constexpr (Beside::kNewToken) {
-    asm volatile("" : "+r"(my_dim), "+f"(my_scale));
+    lane_offset += (my_dim | __float_as_int(my_scale)) >> 31 & 16;  // nothing: neither is negative
   } else {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) my_x[i] = half_value(my_query[i], is_f16) * my_scale;
