@@ -340,8 +340,8 @@ __device__ __forceinline__ int select_kept(const StepParams& p, const AttendRow&
 // shared memory, or null.
 // choose(): as in attend_tile; token_of: of an entry of the list.
 // kSets: as in combine; where it is not 1, list, n and choose() are those of the warp's head.
-// kStages: tiles that a warp has on their way. With one, and kAhead, the next one comes to L2 meanwhile where it is a warp's last one, if the
-// row has several CTAs.
+// kStages: tiles that a warp has on their way. With one, and kAhead, the next one comes to L2 meanwhile where it is a warp's last one,
+// if the row has several CTAs.
 template <int kDim, bool kF16, bool kAhead, int kSets, int kStages, class Choose, class TokenOf>
 __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow& r, const Exchange<kDim>& exchange, const int* list, int n,
                                             const int* own_table, const Choose& choose, const TokenOf& token_of) {

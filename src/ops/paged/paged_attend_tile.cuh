@@ -46,9 +46,11 @@ __device__ __forceinline__ int lane_of_tile() {
   return lane;
 }
 
-// K and V of 16 tokens, `count` of them there, to a Stage of the warp: two groups of copies. place: block and offset in it, of token `lane`.
+// K and V of 16 tokens, `count` of them there, to a Stage of the warp: two groups of copies. place: block and offset in it, of token
+// `lane`.
 template <int kDim, bool kAnew>
-__device__ __forceinline__ void ask_tile(const StepParams& p, const int2& place, int count, const char* k_base, const char* v_base, u32 stage) {
+__device__ __forceinline__ void ask_tile(const StepParams& p, const int2& place, int count, const char* k_base, const char* v_base,
+                                         u32 stage) {
   using Rows = Stage<kDim>;
   const int lane = lane_of_tile<kAnew>();
   __syncwarp();  // those that were there were read

@@ -230,7 +230,7 @@ def check_plan(case, one=0, **change):
 
 
 @pytest.mark.parametrize("change", [dict(score_ctas=1), dict(score_ctas=2), dict(score_ctas=3), dict(score_ctas=7), dict(score_ctas=16),
-                                    dict(score_ctas=64), *(dict(cluster=n) for n in (1, 2, 3, 6, 8)),
+                                    dict(score_ctas=64), dict(attend_alone=1), *(dict(cluster=n) for n in (1, 2, 3, 6, 8)),
                                     *(dict(one=n) for n in (1, 2, 3, 4, 5, 6, 8, 10, 16))])
 def test_every_plan(change):
     for own_tokens in (False, True):

@@ -334,8 +334,8 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
                   shape.budget, token_of);
     }
   }
-  attend_list<kDim, false, true, kSets, attend_stages(kRing)>(p, r, exchange, lists + set * stride, n, p.table_entries != 0 ? beside.own_table : nullptr, choice,
-                                        token_of);
+  attend_list<kDim, false, true, kSets, attend_stages(kRing)>(p, r, exchange, lists + set * stride, n,
+                                                              p.table_entries != 0 ? beside.own_table : nullptr, choice, token_of);
 #endif
 }
 

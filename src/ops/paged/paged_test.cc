@@ -183,7 +183,8 @@ TEST(PagedPlan, TakesOneLaunchWhereRowsAreShortEnough) {
   EXPECT_EQ(path(1, 8192, 1024, own_tokens), PagedPath::kFused) << "more candidates than registers hold";
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.fcs_per_query_head = s.tokens_per_query_head = 1; }), PagedPath::kFused);
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.kv_type = PagedKvType::kF16; }), PagedPath::kFused);
-  EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.page_size = 24; }), PagedPath::kFused) << "16 tokens lie beside each other";
+  EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.page_size = 24; }), PagedPath::kFused)
+      << "16 tokens lie beside each other";
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.head_dim = 256; }), PagedPath::kFused);
 }
 
@@ -216,6 +217,10 @@ TEST(PagedPlan, TakesClustersThatRunAtOnce) {
   p = plan(4, 131072, 2048);
   EXPECT_EQ(p.path, PagedPath::kFused);
   EXPECT_EQ(p.cluster, 6);
+  EXPECT_EQ(p.attend_alone, 0) << "192 CTAs of launch 2 share SMs";
+  p = plan(1, 524288, 2048);
+  EXPECT_EQ(p.cluster, 8);
+  EXPECT_EQ(p.attend_alone, 1);
   p = plan(1, 131072, 256, {90, 132});
   EXPECT_EQ(p.path, PagedPath::kFused) << "where it is not known which clusters run at once";
   EXPECT_EQ(p.cluster, 1);
