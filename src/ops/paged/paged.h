@@ -143,8 +143,8 @@ struct PagedPlan {
   // One launch: CTAs after the first lead_ctas, which come second to an SM, wait so long before they score rows of max_length.
   int32_t lead_ctas = 0;
   int32_t lead_ns = 0;
-  int32_t attend_alone =
-      0;  // two launches: 1 where CTAs of launch 2 are so few that they need not share SMs with launch 1
+  // Two launches: 1 where the CTAs of launch 2 are so few that they need not share SMs with those of launch 1.
+  int32_t attend_alone = 0;
   int64_t score_smem = 0;
   int64_t attend_smem = 0;
   int64_t workspace_bytes = 0;  // 256-byte aligned memory of the caller, no need to clear it; one launch needs none

@@ -94,8 +94,8 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const int c = lane & 3;
   // dims and index_scale are constants of the model: no kernel of the stream writes them (paged.h).
   const int64_t plane0 = static_cast<int64_t>(r.plane) * kDims;
-  int my_dim = __ldg(p.a.dims + plane0 + tid % kDims);
-  float my_scale = __ldg(p.a.index_scale + plane0 + tid % kDims);
+  const int my_dim = __ldg(p.a.dims + plane0 + tid % kDims);
+  const float my_scale = __ldg(p.a.index_scale + plane0 + tid % kDims);
 
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   using Tokens = RowTokens<R, Beside::kNewToken, score_rounds_together(kRing)>;
@@ -223,7 +223,8 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   // Before rows are asked for, as the compiler waits for all loads together.
   float my_x[kMine];
   if constexpr (Beside::kNewToken) {
-    lane_offset += (my_dim | __float_as_int(my_scale)) >> 31 & 16;  // nothing: neither is negative
+    // Adds nothing, as neither is negative, but now rows are asked for when these two are there.
+    lane_offset += (my_dim | __float_as_int(my_scale)) >> 31 & 16;
   } else {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) my_x[i] = half_value(my_query[i], is_f16) * my_scale;
