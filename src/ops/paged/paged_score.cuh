@@ -223,8 +223,8 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   // Before rows are asked for, as the compiler waits for all loads together.
   float my_x[kMine];
   if constexpr (Beside::kNewToken) {
-    // Adds nothing, as neither is negative, but now rows are asked for when these two are there.
-    lane_offset += (my_dim | __float_as_int(my_scale)) >> 31 & 16;
+    // Adds nothing, as neither is negative, but now rows that come to registers are asked for when these two are there.
+    if constexpr (kRing == 0) lane_offset += (my_dim | __float_as_int(my_scale)) >> 31 & 16;
   } else {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) my_x[i] = half_value(my_query[i], is_f16) * my_scale;
