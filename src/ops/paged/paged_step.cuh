@@ -2,7 +2,8 @@
 // (paged_team.cuh), and attend each to those of its own that are kept (paged_attend.cuh). It saves lists in L2, what lies between two
 // launches, and a fallback. For rows short enough that the CTAs of one cluster score them as fast as the chip could (paged.cc).
 //
-// Memory: rounds of the index on their way in registers where an SM has two of the CTAs, in shared memory (kRing) where it has one.
+// Memory: rounds of the index on their way in registers where an SM has two of the CTAs, in shared memory (kRing) where it has one,
+//   which then has two tiles of K and V on their way, too.
 // Mapping: a cluster a row, a row being (sequence, KV head), or (sequence, KV head, quad of heads) where heads choose for themselves:
 //   four sets at once, whose keys come from the same products; then two warps of a CTA attend for each head. One query token.
 // Ordering: every CTA appends K and V of the new token, the same bytes to the same place, as a CTA sees its own stores without a
