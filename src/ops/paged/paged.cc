@@ -297,6 +297,7 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   int32_t cluster = paired;
   if (paired > 8) {
     const int64_t tokens = alone != 0 ? ceil_div(s.max_length, alone) : 0;
+    // Shorter rows are faster with their rounds in registers; where much is kept, two tiles of K and V on their way count sooner.
     const int64_t least = need > 1024 && alone > 8 ? 896 : 2560;
     if (has_ring && tokens >= least && tokens <= (need <= 1024 ? 24576 : 16384)) {
       const bool is_short = is_small && (tokens < 5120 || s.index_row_bytes() < 32);

@@ -43,10 +43,10 @@ inline constexpr int32_t kPagedMaxGroup = 16;
 struct PagedShape {
   int32_t num_seqs = 0;
   int32_t num_query_tokens = 1;  // 1..8 for each sequence
-  int32_t num_q_heads = 0;
-  int32_t num_kv_heads = 0;  // divides num_q_heads, group 1..16
-  int32_t head_dim = 0;      // 64, 96, 128, 192, 256
-  int32_t page_size = 0;     // tokens of a block, 1..256
+  int32_t num_q_heads = 0;       // up to 4096
+  int32_t num_kv_heads = 0;      // divides num_q_heads, group 1..16
+  int32_t head_dim = 0;          // 64, 96, 128, 192, 256
+  int32_t page_size = 0;         // tokens of a block, 1..256
   PagedKvType kv_type = PagedKvType::kBF16;
   PagedIndexType index_type = PagedIndexType::kI8;
   int32_t index_dims = 0;             // dims of a key in the index: 2 * N_tip, even
@@ -124,7 +124,7 @@ struct PagedDevice {
 enum class PagedPath : int32_t {
   kFused = 0,      // two launches: score + local prune, then threshold + attention in clusters
   kGeneric = 1,    // four simple launches, for every other shape and for devices before sm_90
-  kOneLaunch = 2,  // all of a row by one cluster, where rows are short enough (score_ctas = cluster)
+  kOneLaunch = 2,  // all of a short row by one cluster, pages being multiples of 16 tokens (score_ctas = cluster)
 };
 
 struct PagedPlan {

@@ -111,12 +111,12 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const auto ask_batch = [&](int batch) { ask_block(table + lane_place(batch).page); };
   constexpr int kMine = (kQueries + nt - 1) / nt;  // queries of a thread
   const auto my_head = [&](int i) { return min((tid + i * nt) / kDims, r.heads - 1); };
-  const char* my_query_at[kMine];
+  const char* my_query_row[kMine];
   if constexpr (!Beside::kNewToken) {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
-      my_query_at[i] = row_at(p.a.q, r.seq, r.query, r.head0 + my_head(i));
-      computed(my_query_at[i]);
+      my_query_row[i] = row_at(p.a.q, r.seq, r.query, r.head0 + my_head(i));
+      computed(my_query_row[i]);
     }
   }
   const int32_t* first_entry = table + lane_place(0).page;
@@ -144,7 +144,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
     beside.ask_queries();
   } else {
 #pragma unroll
-    for (int i = 0; i < kMine; ++i) my_query[i] = load_stream<unsigned short>(my_query_at[i] + 2 * my_dim);
+    for (int i = 0; i < kMine; ++i) my_query[i] = load_stream<unsigned short>(my_query_row[i] + 2 * my_dim);
   }
   const Span span(p, length, r.query);
   const int lo = span.lo;
