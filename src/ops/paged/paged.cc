@@ -233,7 +233,7 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   const int64_t new_tokens =
       int64_t{paged::kThreads} / 32 * paged::score_new_bytes(heads, s.index_dims, part, together);
   const int64_t ring = int64_t{paged::kThreads} / 32 * p.ring * paged::kRoundBytes;
-  p.score_smem = round_up(std::max(scoring, new_tokens), 16) + ring;
+  p.score_smem = round_up(std::max(scoring, new_tokens), paged::kLineBytes) + ring;
   p.heads_per_row = quads ? std::min(4, s.group()) : s.tokens_per_query_head != 0 ? 1 : std::min(8, s.group());
   const paged::AttendLayout layout =
       paged::attend_layout(s.budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,
@@ -242,7 +242,7 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   // In one launch rows of K and V come to where the keys were.
   const int64_t stages = int64_t{paged::kThreads} / 32 * paged::attend_stages(p.ring);
   const int64_t stage = layout.slots + stages * paged::attend_stage_bytes(s.head_dim);
-  if (one) p.score_smem = std::max(p.score_smem, stage - p.attend_smem);
+  if (one) p.score_smem = std::max(p.score_smem, round_up(stage - p.attend_smem, paged::kLineBytes));
   const int64_t sets = int64_t{s.num_seqs} * s.num_query_tokens * s.num_sets();
   p.workspace_bytes = one ? 0 : round_up(sets * p.entries() * 8, 256) + round_up(sets * p.lists() * 16, 256);
 }
@@ -295,15 +295,17 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   const int32_t paired = largest_cluster(device.clusters_paired, rows, most, true);
   const bool has_ring = !quads && s.head_dim == 128 && s.group() <= 4;  // others were not measured with few rows
   int32_t cluster = paired;
-  if (paired > 8) {
-    const int64_t tokens = alone != 0 ? ceil_div(s.max_length, alone) : 0;
+  if (has_ring && alone > 1 && (paired > 8 || is_small)) {
     // Shorter rows are faster with their rounds in registers; where much is kept, two tiles of K and V on their way count sooner.
-    const int64_t least = need > 1024 && alone > 8 ? 896 : 2560;
-    if (has_ring && tokens >= least && tokens <= (need <= 1024 ? 24576 : 16384)) {
-      const bool is_short = is_small && (tokens < 5120 || s.index_row_bytes() < 32);
-      const PagedPlan p = one_launch_of(s, is_short ? std::min(8, alone) : alone, paged::kStepRing);
+    const int64_t tokens = ceil_div(s.max_length, alone);
+    const int64_t bytes = tokens * s.index_row_bytes();
+    const bool is_long = paired <= 8 ? bytes >= 56 * 1024 : tokens >= (need > 1024 && alone > 8 ? 896 : 2560);
+    if (is_long && tokens <= 32768) {
+      const PagedPlan p = one_launch_of(s, is_small && bytes < 160 * 1024 ? std::min(8, alone) : alone, paged::kStepRing);
       if (p.path == PagedPath::kOneLaunch) return p;
     }
+  }
+  if (paired > 8) {
     if (quads || is_small || s.max_length < 16384) cluster = std::min(8, alone);
   } else if (paired <= 1) {
     // Pairs, also where they run one after another, gain if choosing or gathering takes long or rows are long: their part of the index
@@ -313,7 +315,8 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
     cluster = quads ? (s.max_length <= 8192 ? 2 : 4) : gains ? 2 : 1;
   }
   PagedPlan p = one_launch_of(s, cluster, 0);
-  if (2 * (p.score_smem + p.attend_smem) + 4096 > kPagedSharedMemory) {
+  // Two CTAs an SM, which has 1 KB more than one of them may use, and takes 1 KB more for each.
+  if (2 * (p.score_smem + p.attend_smem) + 1024 > kPagedSharedMemory) {
     p = one_launch_of(s, std::min(alone, paged::team_ctas(s.sets_at_once())), 0);
   }
   if (p.path != PagedPath::kOneLaunch) return p;

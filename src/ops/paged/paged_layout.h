@@ -16,6 +16,10 @@ inline constexpr int64_t kPagedSharedMemory = 227 * 1024;
 
 namespace paged {
 
+// What is copied to shared memory (cp.async) begins at such a line: to other places it takes longer.
+inline constexpr int kLineBytes = 128;
+FASA_PAGED_BOTH constexpr int whole_lines(int bytes) { return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes; }
+
 // CTAs of a cluster that does a step in one launch, for one set of tokens or for four at once, and keys of one bin and set that they
 // rank, at most.
 FASA_PAGED_BOTH constexpr int team_ctas(int sets) { return sets == 1 ? 16 : 8; }
@@ -26,9 +30,9 @@ FASA_PAGED_BOTH constexpr int team_bins(int sets) { return 512 / sets; }
 FASA_PAGED_BOTH constexpr int team_held(int sets) { return sets == 1 ? 8 : 16; }
 
 inline constexpr int kPruneBins = 512;
-inline constexpr int kPruneSharedBytes1 = 4 * (kPruneBins + 8 + 3 + 2 + 3);
-inline constexpr int kPruneSharedBytes4 = 4 * 4 * (kPruneBins + 8 + 3 + 2 + 3);
-inline constexpr int kSelectSharedBytes = 4 * (2 * kPruneBins + 32 + 8);
+inline constexpr int kPruneSharedBytes1 = whole_lines(4 * (kPruneBins + 8 + 3 + 2 + 3));
+inline constexpr int kPruneSharedBytes4 = whole_lines(4 * 4 * (kPruneBins + 8 + 3 + 2 + 3));
+inline constexpr int kSelectSharedBytes = whole_lines(4 * (2 * kPruneBins + 32 + 8));
 
 FASA_PAGED_BOTH constexpr int team_shared_bytes(int sets) { return sets == 1 ? kSelectSharedBytes : 5696; }
 
@@ -120,14 +124,14 @@ FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, i
   l.barrier = l.warps + 8 * 16 * 4;
   l.queries = l.barrier + 32;
   l.table = l.queries + 8 * query_stride(head_dim);
-  l.slots = (l.table + 4 * table_entries + 15) / 16 * 16;
+  l.slots = whole_lines(l.table + 4 * table_entries);
   // Histograms of all CTAs in 16 bits, and 16 bits for each key held.
   int rest = team != 0 ? 1024 * team + 2 * team_held(sets) * kThreads : 8 * slots;
   const int stage = team != 0 ? 0 : kThreads / 32 * attend_stage_bytes(head_dim);
   const int query = 16 * index_dims * 4 + 16;
   rest = rest > stage ? rest : stage;
   rest = rest > query ? rest : query;
-  l.total = (l.slots + rest + 15) / 16 * 16;
+  l.total = whole_lines(l.slots + rest);
   return l;
 }
 

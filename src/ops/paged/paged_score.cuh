@@ -223,8 +223,8 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   // Before rows are asked for, as the compiler waits for all loads together.
   float my_x[kMine];
   if constexpr (Beside::kNewToken) {
-    // Adds nothing, as neither is negative, but now rows that come to registers are asked for when these two are there.
-    if constexpr (kRing == 0) lane_offset += (my_dim | __float_as_int(my_scale)) >> 31 & 16;
+    // Adds nothing, as there is no such dim, but now rows that come to registers are asked for when these two are there.
+    if constexpr (kRing == 0) lane_offset += (my_dim == INT16_MIN) & (__float_as_int(my_scale) == INT32_MAX) ? 16 : 0;
   } else {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) my_x[i] = half_value(my_query[i], is_f16) * my_scale;
@@ -372,7 +372,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
 template <class Codec, int kDims, int kHeads, int kSets>
 __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(16) char memory[];
+  extern __shared__ __align__(128) char memory[];
   // The grid: x the CTAs of a row, for each token; y the rows, then CTAs for the new tokens, a warp a row: few enough for the
   // places that a wave of the others leaves.
   const int ctas = p.plan.score_ctas;

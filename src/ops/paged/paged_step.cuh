@@ -7,7 +7,7 @@
 // Mapping: a cluster a row, a row being (sequence, KV head), or (sequence, KV head, quad of heads) where heads choose for themselves:
 //   four sets at once, whose keys come from the same products; then two warps of a CTA attend for each head. One query token.
 // Ordering: every CTA appends K and V of the new token, the same bytes to the same place, as a CTA sees its own stores without a
-//   fence; rank 0 its index row, which nothing of this launch reads.
+//   fence; the last one its index row, which nothing of this launch reads.
 #pragma once
 
 #include "src/ops/paged/paged_attend_kernel.cuh"
@@ -76,12 +76,13 @@ struct Together {
       : p(params), r(row), x(exchange), link(team), own_table(reinterpret_cast<int*>(exchange.memory + exchange.layout.table)) {
     const int warp = threadIdx.x >> 5;
     appends = p.a.k_new.data != nullptr;
-    has_new = appends && warp == 0 && x.rank == 0;
-    has_kv = appends && warp == 1;
+    // By the last warps, which have a round less than the first ones where these are not as many for all.
+    has_new = appends && warp == kThreads / 32 - 1 && x.rank == x.size - 1;
+    has_kv = appends && warp == kThreads / 32 - 2;
     if (has_new) {
 #pragma unroll
       for (int i = 0; i < kMine; ++i) {
-        const int64_t at = static_cast<int64_t>(r.kv_head) * kDims + min(static_cast<int>(threadIdx.x) + 32 * i, kDims - 1);
+        const int64_t at = static_cast<int64_t>(r.kv_head) * kDims + min(static_cast<int>(threadIdx.x & 31) + 32 * i, kDims - 1);
         dims[i] = __ldg(p.a.dims + at);
         scales[i] = __ldg(p.a.index_scale + at);
       }
@@ -266,7 +267,7 @@ __device__ __forceinline__ void report_team(const KeptRow<kDim>& row, const Team
 template <class Codec, int kDims, int kHeads, int kDim, int kSets, int kRing>
 __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) step_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(16) char memory[];
+  extern __shared__ __align__(128) char memory[];
   using T = Team<true>;
   const PagedShape& shape = p.a.shape;
   const int tid = threadIdx.x;

@@ -120,6 +120,8 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
               paged::attend_layout(budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,
                                    paged::table_entries(length, s.page_size), p.team(), s.sets_at_once());
           EXPECT_GE(p.attend_smem, layout.slots + (p.team() == 0 ? 8 * p.entries() : 1024 * p.team()));
+          EXPECT_EQ(layout.slots % 128, 0) << "rows are copied to whole lines";
+          EXPECT_TRUE(p.path != PagedPath::kOneLaunch || (p.attend_smem + p.score_smem) % 128 == 0) << "where the ring ends";
           // Beside each other: the queries and a thread's keys of every round, or of a chunk and what is left of those before.
           const int64_t queries = paged::score_query_bytes(s.group(), s.index_dims, 1);
           const int64_t keys = int64_t{paged::score_round_keys(row, own_tokens ? 4 : 1)} * p.score_iterations;
@@ -206,7 +208,12 @@ TEST(PagedPlan, TakesClustersThatRunAtOnce) {
   EXPECT_NE(plan(1, 8192, 2048).ring, 0) << "but where two tiles of K and V on their way count";
   EXPECT_EQ(plan(1, 16384, 1024).cluster, 16) << "of which two CTAs share an SM";
   EXPECT_EQ(plan(2, 8192, 256).cluster, 6) << "which have an SM each";
-  EXPECT_EQ(plan(4, 32768, 256).cluster, 6) << "two of 7 of the 32 clusters would wait";
+  EXPECT_EQ(plan(4, 32768, 1024).cluster, 6) << "two of 7 of the 32 clusters would wait";
+  EXPECT_EQ(plan(4, 32768, 256).cluster, 3) << "with an SM each, and so rounds in shared memory";
+  EXPECT_NE(plan(4, 32768, 256).ring, 0);
+  EXPECT_NE(plan(8, 65536, 256).ring, 0);
+  EXPECT_EQ(plan(16, 8192, 256).ring, 0) << "one CTA a row reads slower than two on an SM";
+  EXPECT_EQ(plan(2, 131072, 2048).cluster, 6) << "two launches took a third longer";
   EXPECT_EQ(plan(8, 32768, 1024).cluster, 3);
   EXPECT_EQ(plan(16, 16384, 256).cluster, 2);
   EXPECT_EQ(plan(64, 8192, 256).cluster, 1);
