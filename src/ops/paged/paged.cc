@@ -301,7 +301,8 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
     const int64_t bytes = tokens * s.index_row_bytes();
     const bool is_long = paired <= 8 ? bytes >= 56 * 1024 : tokens >= (need > 1024 && alone > 8 ? 896 : 2560);
     if (is_long && tokens <= 32768) {
-      const PagedPlan p = one_launch_of(s, is_small && bytes < 160 * 1024 ? std::min(8, alone) : alone, paged::kStepRing);
+      const PagedPlan p =
+          one_launch_of(s, is_small && bytes < 160 * 1024 ? std::min(8, alone) : alone, paged::kStepRing);
       if (p.path == PagedPath::kOneLaunch) return p;
     }
   }

@@ -121,7 +121,8 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
                                    paged::table_entries(length, s.page_size), p.team(), s.sets_at_once());
           EXPECT_GE(p.attend_smem, layout.slots + (p.team() == 0 ? 8 * p.entries() : 1024 * p.team()));
           EXPECT_EQ(layout.slots % 128, 0) << "rows are copied to whole lines";
-          EXPECT_TRUE(p.path != PagedPath::kOneLaunch || (p.attend_smem + p.score_smem) % 128 == 0) << "where the ring ends";
+          EXPECT_TRUE(p.path != PagedPath::kOneLaunch || (p.attend_smem + p.score_smem) % 128 == 0)
+              << "where the ring ends";
           // Beside each other: the queries and a thread's keys of every round, or of a chunk and what is left of those before.
           const int64_t queries = paged::score_query_bytes(s.group(), s.index_dims, 1);
           const int64_t keys = int64_t{paged::score_round_keys(row, own_tokens ? 4 : 1)} * p.score_iterations;
