@@ -320,8 +320,14 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
 #pragma unroll
         for (int j = 0; j < R::kLoads; ++j) v[b][j] = load_shared(ring + ((round + b) & (kRing - 1)) * kRoundBytes + j * 512);
       }
+      // The next ones are asked for before these are multiplied, where codes need no widening (2%; else it is the other way round). A
+      // lane's reads of the ring are ahead of its copies to the same place, as one unit does both in order.
+      constexpr bool kAsksFirst = !S::kCodesFirst;
+      const auto multiply = [&] {
 #pragma unroll
-      for (int b = 0; b < 2; ++b) scorer.multiply(v[b], all[b]);
+        for (int b = 0; b < 2; ++b) scorer.multiply(v[b], all[b]);
+      };
+      if constexpr (!kAsksFirst) multiply();
       const int next = round + kRing;
       if (next < rounds) {
         if ((next & (R::kBatch - 1)) == 0) {
@@ -336,6 +342,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
         copy_async_commit();
         copy_async_commit();
       }
+      if constexpr (kAsksFirst) multiply();
       put_keys(all, round, round < rounds_with_sinks || round + 2 >= rounds || !has_head);
       if constexpr (Beside::kNewToken) {
         if (round + 1 == sample_round) beside.sample(store.best);
