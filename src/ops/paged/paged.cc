@@ -296,7 +296,8 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   const bool has_ring = !quads && s.head_dim == 128 && s.group() <= 4;  // others were not measured with few rows
   int32_t cluster = paired;
   if (has_ring && alone > 1 && (paired > 8 || is_small)) {
-    // Shorter rows are faster with their rounds in registers; where much is kept, two tiles of K and V on their way count sooner.
+    // Shorter rows are faster with their rounds in registers; where much is kept, two tiles of K and V on their way count sooner. Of
+    // CTAs with little to read, 8 exchange less than 9.
     const int64_t tokens = ceil_div(s.max_length, alone);
     const int64_t bytes = tokens * s.index_row_bytes();
     const bool is_long = paired <= 8 ? bytes >= 56 * 1024 : tokens >= (need > 1024 && alone > 8 ? 896 : 2560);

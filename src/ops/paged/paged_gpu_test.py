@@ -40,6 +40,7 @@ class Case:
     softcap: float = 0.0
     sink_logits: bool = False
     append: bool = True
+    negative: bool = False  # some scales of the index
     max_length: int = 0
     seed: int = 1
 
@@ -72,6 +73,8 @@ def make(case):
     dims = torch.stack([torch.randperm(s.head_dim, generator=g, device="cuda")[:s.index_dims] for _ in range(s.num_planes)]).short()
     top = {"int8": 127, "int4": 7, "fp8": 448, "bf16": 3}[case.index]
     scale = 3 / top * (0.5 + torch.rand(dims.shape, generator=g, device="cuda"))
+    if case.negative:
+        scale[:, ::3] *= -1
     half = BF16 if case.kv is F8 else case.kv
 
     def random_rows(heads, size):
@@ -213,6 +216,10 @@ def test_head_dims(head_dim, kv):
 def test_every_tail(length):
     check_case(Case(lengths=(length,), query_tokens=min(8, length)))
     check_case(Case(lengths=(length,), budget=32, sinks=0, recent=0, own_tokens=True, append=False))
+
+
+def test_negative_scales():
+    check_case(Case(lengths=(900, 5000), negative=True), fused=True)
 
 
 def check_plan(case, one=0, **change):
