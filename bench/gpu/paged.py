@@ -200,8 +200,15 @@ def make_caches(shape, num_blocks, layout, dtype, dev="cuda"):
     return k, v, torch.zeros(num_blocks, s.num_planes, page, s.index_row_bytes, dtype=torch.uint8, device=dev)
 
 
+def copy_into(to, tensor):
+    """As bytes where elements are bytes: there are types that cannot be copied otherwise."""
+    to.view(torch.uint8).copy_(tensor.view(torch.uint8)) if tensor.element_size() == 1 else to.copy_(tensor)
+
+
 class Step:
     """Tensors of one decode step, all on one device; fields as in PagedArgs."""
+
+    CACHES = ("k", "v", "index")
 
     def __init__(self, shape, q, k, v, index, block_table, lengths, dims, index_scale, k_new=None, v_new=None, scale=None,
                  softcap=0.0, sink_logits=None, want_lse=True, want_kept=True):
@@ -227,9 +234,16 @@ class Step:
         for name, value in self.__dict__.items():
             if isinstance(value, torch.Tensor):
                 moved = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=dev)
-                moved.view(torch.uint8).copy_(value.view(torch.uint8)) if value.element_size() == 1 else moved.copy_(value)
+                copy_into(moved, value)
                 setattr(copy, name, moved)
         return copy
+
+    def take_caches(self, other):
+        for name in self.CACHES:
+            copy_into(getattr(self, name), getattr(other, name))
+
+    def cache_bytes(self):
+        return [getattr(self, name).contiguous().view(torch.uint8).cpu() for name in self.CACHES]
 
     def run_ref(self):
         library.decode_ref(self.args())
