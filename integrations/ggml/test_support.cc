@@ -90,7 +90,8 @@ Profile random_profile(const std::string& gguf_path, uint64_t seed) {
 }
 
 TempFile::TempFile(const std::string& suffix) {
-  std::string name = (std::filesystem::temp_directory_path() / "fasa_test_XXXXXX").string() + suffix;
+  const std::string unique(6, 'X');  // mkstemps replaces them
+  std::string name = (std::filesystem::temp_directory_path() / ("fasa_test_" + unique)).string() + suffix;
   const int fd = mkstemps(name.data(), static_cast<int>(suffix.size()));
   EXPECT_GE(fd, 0);
   if (fd >= 0) close(fd);
