@@ -19,16 +19,16 @@
 namespace fasa::ops {
 namespace {
 
-PagedShape llama_shape() {
+PagedShape llama_shape(int32_t batch = 1, int64_t length = 131072, int32_t budget = 256) {
   PagedShape s;
-  s.num_seqs = 1;
+  s.num_seqs = batch;
   s.num_q_heads = 32;
   s.num_kv_heads = 8;
   s.head_dim = 128;
   s.page_size = 64;
   s.index_dims = 32;
-  s.budget = 256;
-  s.max_length = 131072;
+  s.budget = budget;
+  s.max_length = length;
   return s;
 }
 
@@ -77,10 +77,7 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
                                  int64_t{5} << 20, (int64_t{1} << 31) - 5000}) {
       for (const int32_t budget : {1, 16, 256, 2048, 8192, 50000}) {
         for (const bool own_tokens : {false, true}) {
-          PagedShape s = llama_shape();
-          s.num_seqs = batch;
-          s.max_length = length;
-          s.budget = budget;
+          PagedShape s = llama_shape(batch, length, budget);
           s.tokens_per_query_head = own_tokens ? 1 : 0;
           const PagedPlan p = paged_plan(s, kH200);
           EXPECT_EQ(p.workspace_bytes % 256, 0);
@@ -158,10 +155,7 @@ TEST(PagedPlan, TakesTheFusedPathWhereItHasAKernel) {
 
 TEST(PagedPlan, TakesOneLaunchWhereRowsAreShortEnough) {
   const auto path = [](int32_t batch, int64_t length, int32_t budget, const auto& change) {
-    PagedShape s = llama_shape();
-    s.num_seqs = batch;
-    s.max_length = length;
-    s.budget = budget;
+    PagedShape s = llama_shape(batch, length, budget);
     change(s);
     return paged_plan(s, kH200).path;
   };
@@ -193,11 +187,7 @@ TEST(PagedPlan, TakesOneLaunchWhereRowsAreShortEnough) {
 
 TEST(PagedPlan, TakesClustersThatRunAtOnce) {
   const auto plan = [](int32_t batch, int64_t length, int32_t budget, const PagedDevice& device = kH200) {
-    PagedShape s = llama_shape();
-    s.num_seqs = batch;
-    s.max_length = length;
-    s.budget = budget;
-    return paged_plan(s, device);
+    return paged_plan(llama_shape(batch, length, budget), device);
   };
   PagedPlan p = plan(1, 131072, 256);
   EXPECT_EQ(p.cluster, 9) << "8 clusters of 10 have no SM for each CTA";
@@ -233,8 +223,6 @@ TEST(PagedPlan, TakesClustersThatRunAtOnce) {
   EXPECT_EQ(p.path, PagedPath::kFused) << "where it is not known which clusters run at once";
   EXPECT_EQ(p.cluster, 1);
   PagedShape s = llama_shape();
-  s.max_length = 131072;
-  s.budget = 256;
   s.head_dim = 64;
   EXPECT_EQ(paged_plan(s, kH200).ring, 0) << "there is no kernel";
   p = plan(1, 131072, 256);
