@@ -422,7 +422,7 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
 template <int kDim, bool kF16, bool kAlone = false>
 __global__ void __launch_bounds__(kThreads, kDim <= 128 && !kAlone ? 2 : 1) attend_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(128) char memory[];
+  extern __shared__ __align__(kLineBytes) char memory[];
   using T = Team<true>;
   const PagedShape& shape = p.a.shape;
   const int tid = threadIdx.x;

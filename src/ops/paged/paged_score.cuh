@@ -379,7 +379,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
 template <class Codec, int kDims, int kHeads, int kSets>
 __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(128) char memory[];
+  extern __shared__ __align__(kLineBytes) char memory[];
   // The grid: x the CTAs of a row, for each token; y the rows, then CTAs for the new tokens, a warp a row: few enough for the
   // places that a wave of the others leaves.
   const int ctas = p.plan.score_ctas;

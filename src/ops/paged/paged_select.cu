@@ -11,7 +11,7 @@ namespace {
 constexpr int kFirstRounds = kSelectKeys / kRoundKeys;
 
 __global__ void __launch_bounds__(kThreads, kSelectCtas) prune_kernel(const __grid_constant__ SelectParams p) {
-  extern __shared__ __align__(128) u32 shared[];
+  extern __shared__ __align__(kLineBytes) u32 shared[];
   auto& s = *reinterpret_cast<PruneShared<1>*>(shared);
   u32* keys = shared + kPruneSharedBytes1 / 4;
   constexpr int nt = kThreads;
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, kSelectCtas) prune_kernel(const __gr
 }
 
 __global__ void __launch_bounds__(kThreads) pick_kernel(const __grid_constant__ SelectParams p) {
-  extern __shared__ __align__(128) char memory[];
+  extern __shared__ __align__(kLineBytes) char memory[];
   auto& s = *reinterpret_cast<SelectShared*>(memory);
   uint2* slots = reinterpret_cast<uint2*>(memory + kSelectSharedBytes);
   const int count = p.plan.score_ctas * p.plan.slots;

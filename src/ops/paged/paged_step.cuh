@@ -267,7 +267,7 @@ __device__ __forceinline__ void report_team(const KeptRow<kDim>& row, const Team
 template <class Codec, int kDims, int kHeads, int kDim, int kSets, int kRing>
 __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) step_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(128) char memory[];
+  extern __shared__ __align__(kLineBytes) char memory[];
   using T = Team<true>;
   const PagedShape& shape = p.a.shape;
   const int tid = threadIdx.x;
