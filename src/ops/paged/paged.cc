@@ -203,6 +203,36 @@ bool paged_keys_fit(const PagedShape& s, const PagedPlan& p) {
   return keys <= paged::kChunkKeys || keys * (32 / sets) <= 65536;  // number and lane in 16 bits
 }
 
+namespace paged {
+
+AttendLayout attend_layout(const PagedShape& s, const PagedPlan& p) {
+  const int team = p.team();
+  const int sets = team != 0 ? s.sets_at_once() : 1;
+  const int64_t pages = ceil_div(s.max_length, s.page_size);
+  AttendLayout l{};
+  l.table_entries = pages <= 2048 ? static_cast<int>(pages) : 0;
+  l.select = 0;
+  l.list = team != 0 ? team_shared_bytes(sets) : kSelectSharedBytes;
+  const int entries = team != 0 ? sets * team_entries(s.budget, sets) : s.budget;
+  l.keys = l.list + 4 * entries;
+  l.inbox = static_cast<int>(round_up(l.keys + (team != 0 ? 4 * entries : 0), 16));
+  const int ctas = team > 8 ? 16 : 8;
+  l.stats = l.inbox + 4 * p.heads_per_row * s.head_dim + ctas * 128;
+  l.warps = l.stats + ctas * 8 * 8;
+  l.barrier = l.warps + 8 * 16 * 4;
+  l.queries = l.barrier + 32;
+  l.table = l.queries + 8 * query_stride(s.head_dim);
+  l.slots = whole_lines(l.table + 4 * l.table_entries);
+  // Histograms of all CTAs in 16 bits, and 16 bits for each key held; rows of K and V a team has where its keys were.
+  const int rest = team != 0 ? 1024 * team + 2 * team_held(sets) * kThreads
+                             : std::max(8 * p.entries(), kThreads / 32 * attend_stage_bytes(s.head_dim));
+  const int query = 16 * s.index_dims * 4 + 16;
+  l.total = whole_lines(l.slots + std::max(rest, query));
+  return l;
+}
+
+}  // namespace paged
+
 void complete_plan(const PagedShape& s, PagedPlan& p) {
   if (p.path == PagedPath::kGeneric) p.path = PagedPath::kFused;
   p.score_rows = static_cast<int32_t>(score_rows(s));
@@ -235,9 +265,7 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   const int64_t ring = int64_t{paged::kThreads} / 32 * p.ring * paged::kRoundBytes;
   p.score_smem = round_up(std::max(scoring, new_tokens), paged::kLineBytes) + ring;
   p.heads_per_row = quads ? std::min(4, s.group()) : s.tokens_per_query_head != 0 ? 1 : std::min(8, s.group());
-  const paged::AttendLayout layout =
-      paged::attend_layout(s.budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,
-                           paged::table_entries(s.max_length, s.page_size), p.team(), together);
+  const paged::AttendLayout layout = paged::attend_layout(s, p);
   p.attend_smem = layout.total;
   // In one launch rows of K and V come to where the keys were.
   const int64_t stages = int64_t{paged::kThreads} / 32 * paged::attend_stages(p.ring);

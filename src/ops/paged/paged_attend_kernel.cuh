@@ -459,7 +459,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && !kAlone ? 2 : 1) atte
   select.clear();
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   int* own_table = reinterpret_cast<int*>(memory + exchange.layout.table);
-  const int entries = row.seen > 0 ? min(p.table_entries, place_of(p, row.seen - 1).page + 1) : 0;
+  const int entries = row.seen > 0 ? min(p.layout.table_entries, place_of(p, row.seen - 1).page + 1) : 0;
   for (int i = tid; i < entries; i += kThreads) copy_async4(shared_address(own_table + i), table + i);
 
   row.put_forced(shape, 0);

@@ -148,9 +148,7 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, void* workspace,
   params.a = args;
   params.plan = plan;
   set_page_division(s.page_size, params);
-  params.table_entries = paged::table_entries(s.max_length, s.page_size);
-  params.layout = paged::attend_layout(s.budget, s.head_dim, plan.heads_per_row, plan.entries(), s.index_dims,
-                                       params.table_entries, plan.team(), s.sets_at_once());
+  params.layout = paged::attend_layout(s, plan);
   constexpr float kLog2E = 1.44269504F;
   params.score_factor = args.softcap > 0 ? args.scale / args.softcap : args.scale * kLog2E;
   params.score_cap = args.softcap > 0 ? args.softcap * kLog2E : 0.0F;

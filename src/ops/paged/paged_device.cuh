@@ -24,7 +24,6 @@ struct StepParams {
   u32 page_factor = 0;      // page of a token: high word of 2 * token * page_factor, shifted right
   int32_t page_shift = 0;
   AttendLayout layout;        // of launch 2
-  int32_t table_entries = 0;  // of the block table, that launch 2 copies
   float score_factor = 0;     // of q.k: to the base of 2, or relative to the cap
   float score_cap = 0;        // soft-cap to the base of 2; 0: none
   u32 cta_factor = 0;         // 2^32 / plan.score_ctas, at most 2^32 - 1

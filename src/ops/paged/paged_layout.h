@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "src/ops/paged/paged.h"
+
 #if defined(__CUDACC__)
 #define FASA_PAGED_BOTH __host__ __device__
 #else
@@ -80,18 +82,15 @@ FASA_PAGED_BOTH constexpr int score_new_bytes(int heads, int dims, int part_byte
   return heads * dims / 16 * 4 + 2 * heads * dims * part_bytes + 8 * sets * 4;
 }
 
-// Entries of the block table that launch 2 copies while launch 1 runs: all, or none where they are many.
-FASA_PAGED_BOTH constexpr int table_entries(int64_t max_length, int page_size) {
-  const int64_t pages = (max_length + page_size - 1) / page_size;
-  return pages <= 2048 ? static_cast<int>(pages) : 0;
-}
-
 // From one query of 16-bit values to the next in shared memory: not a multiple of 128, so that 8 of them are read at once.
 FASA_PAGED_BOTH constexpr int query_stride(int head_dim) { return 2 * head_dim + 16; }
 
 // Tiles of 16 kept tokens that a warp has on their way, and where it has the rows of K and of V of one.
 FASA_PAGED_BOTH constexpr int attend_stages(int ring) { return ring != 0 ? 2 : 1; }
 FASA_PAGED_BOTH constexpr int attend_stage_bytes(int head_dim) { return 2 * 16 * 2 * head_dim; }
+
+// Entries of the list of a set in one launch: what is kept, and ties.
+FASA_PAGED_BOTH constexpr int team_entries(int budget, int sets) { return budget + team_ties(sets); }
 
 // Bytes of dynamic shared memory of attend_kernel, in its order.
 struct AttendLayout {
@@ -106,34 +105,10 @@ struct AttendLayout {
   int table;    // int32 [table_entries]
   int slots;  // uint2 [lists * slots], or what a team exchanges; later attend_stage_bytes of each warp, also past the end in one launch
   int total;
+  int table_entries;  // of the block table, copied while rows are scored: all, or none where they are many
 };
-// Entries of the list of a set in one launch: what is kept, and ties.
-FASA_PAGED_BOTH constexpr int team_entries(int budget, int sets) { return budget + team_ties(sets); }
-// team: CTAs of a cluster that does the step in one launch, or 0, and sets of tokens that it chooses; slots: of all lists, where team is 0.
-FASA_PAGED_BOTH constexpr AttendLayout attend_layout(int budget, int head_dim, int heads, int slots, int index_dims,
-                                                     int table_entries, int team, int sets = 1) {
-  AttendLayout l{};
-  l.select = 0;
-  l.list = team != 0 ? team_shared_bytes(sets) : kSelectSharedBytes;
-  const int entries = team != 0 ? sets * team_entries(budget, sets) : budget;
-  l.keys = l.list + 4 * entries;
-  l.inbox = (l.keys + (team != 0 ? 4 * entries : 0) + 15) / 16 * 16;
-  const int ctas = team > 8 ? 16 : 8;
-  l.stats = l.inbox + 4 * heads * head_dim + ctas * 128;
-  l.warps = l.stats + ctas * 8 * 8;
-  l.barrier = l.warps + 8 * 16 * 4;
-  l.queries = l.barrier + 32;
-  l.table = l.queries + 8 * query_stride(head_dim);
-  l.slots = whole_lines(l.table + 4 * table_entries);
-  // Histograms of all CTAs in 16 bits, and 16 bits for each key held.
-  int rest = team != 0 ? 1024 * team + 2 * team_held(sets) * kThreads : 8 * slots;
-  const int stage = team != 0 ? 0 : kThreads / 32 * attend_stage_bytes(head_dim);
-  const int query = 16 * index_dims * 4 + 16;
-  rest = rest > stage ? rest : stage;
-  rest = rest > query ? rest : query;
-  l.total = whole_lines(l.slots + rest);
-  return l;
-}
+// Of a plan of which all else is there.
+AttendLayout attend_layout(const PagedShape& shape, const PagedPlan& plan);
 
 }  // namespace paged
 }  // namespace fasa::ops

@@ -141,7 +141,7 @@ struct Together {
       }
     }
     const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
-    for (int i = tid; i < p.table_entries; i += kThreads) copy_async4(shared_address(own_table + i), table + i);
+    for (int i = tid; i < p.layout.table_entries; i += kThreads) copy_async4(shared_address(own_table + i), table + i);
     length = row_length;
     if ((has_new || has_kv) && length > 0) {
       place = place_of(p, length - 1);
@@ -337,7 +337,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
     }
   }
   attend_list<kDim, false, true, kSets, attend_stages(kRing)>(p, r, exchange, lists + set * stride, n,
-                                                              p.table_entries != 0 ? beside.own_table : nullptr, choice, token_of);
+                                                              p.layout.table_entries != 0 ? beside.own_table : nullptr, choice, token_of);
 #endif
 }
 

@@ -113,9 +113,7 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
           EXPECT_GE(p.slots, p.quota);
           EXPECT_EQ(p.slots % 4, 0);
           EXPECT_LT(p.entries(), 65536) << "counts are 16 bits";
-          const paged::AttendLayout layout =
-              paged::attend_layout(budget, s.head_dim, p.heads_per_row, p.entries(), s.index_dims,
-                                   paged::table_entries(length, s.page_size), p.team(), s.sets_at_once());
+          const paged::AttendLayout layout = paged::attend_layout(s, p);
           EXPECT_GE(p.attend_smem, layout.slots + (p.team() == 0 ? 8 * p.entries() : 1024 * p.team()));
           EXPECT_EQ(layout.slots % 128, 0) << "rows are copied to whole lines";
           EXPECT_TRUE(p.path != PagedPath::kOneLaunch || (p.attend_smem + p.score_smem) % 128 == 0)
