@@ -138,13 +138,14 @@ def one_launch(shape, cluster, ring=0):
     """The step in one launch by clusters of this size; None where there is no kernel or not the memory for it."""
     p = plan(shape)
     most = 8 if shape.tokens_per_query_head else 16
-    if p.path == GENERIC or cluster > most or not library.library.fasa_one_launch(ctypes.byref(shape)):
+    if p.path == GENERIC or cluster > most:
         return None
     if ring and (shape.head_dim != 128 or shape.num_q_heads > 4 * shape.num_kv_heads or shape.tokens_per_query_head):
         return None
     p.path, p.score_ctas, p.cluster, p.ring = ONE_LAUNCH, cluster, cluster, ring
     library.complete_plan(shape, p)
-    return p if p.score_smem + p.attend_smem <= 227 * 1024 else None
+    fits = library.library.fasa_one_launch(ctypes.byref(shape), ctypes.byref(p)) and p.score_smem + p.attend_smem <= 227 * 1024
+    return p if fits else None
 
 
 def plans(shape, cluster=8):

@@ -41,7 +41,9 @@ int fasa_plan(const PagedShape* shape, const PagedDevice* device, PagedPlan* pla
 int fasa_complete_plan(const PagedShape* shape, PagedPlan* plan) {
   return guarded([&] { complete_plan(*shape, *plan); });
 }
-int fasa_one_launch(const PagedShape* shape) { return paged_one_launch_refusal(*shape).empty() ? 1 : 0; }
+int fasa_one_launch(const PagedShape* shape, const PagedPlan* plan) {
+  return paged_one_launch_refusal(*shape).empty() && paged_keys_fit(*shape, *plan) ? 1 : 0;
+}
 int fasa_bytes(const PagedShape* shape, const int32_t* lengths, int64_t* bytes) {
   return guarded([&] { *bytes = paged_bytes(*shape, lengths); });
 }

@@ -198,9 +198,10 @@ std::string paged_one_launch_refusal(const PagedShape& s) {
 
 bool paged_keys_fit(const PagedShape& s, const PagedPlan& p) {
   const int sets = s.sets_at_once();
-  const int64_t keys =
-      int64_t{p.score_iterations} * paged::score_round_keys(static_cast<int>(s.index_row_bytes()), sets);
-  return keys <= paged::kChunkKeys || keys * (32 / sets) <= 65536;  // number and lane in 16 bits
+  const int of_round = paged::score_round_keys(static_cast<int>(s.index_row_bytes()), sets);
+  const int64_t keys = int64_t{p.score_iterations} * of_round;
+  if (p.team() != 0) return keys + paged::key_vector(of_round) <= 256;  // 8 bits for the number, a new token's included
+  return keys <= paged::kChunkKeys || keys * (32 / sets) <= 65536;      // number and lane in 16 bits
 }
 
 namespace paged {
@@ -257,7 +258,8 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   int64_t keys = int64_t{round_keys} * p.score_iterations + (one ? paged::key_vector(round_keys) : 0);
   if (one && keys > paged::kDirectKeys) keys = std::max<int64_t>(keys, 16);  // are looked at by 16
   const bool chunks = !one && keys > paged::kChunkKeys;
-  const int64_t of_thread = chunks ? 6 * paged::kLeftKeys + 4 * paged::kChunkKeys : 4 * keys;
+  const int key_bytes = one ? paged::step_key_bytes(s.index_type, s.index_dims) : 4;
+  const int64_t of_thread = chunks ? 6 * paged::kLeftKeys + 4 * paged::kChunkKeys : key_bytes * keys;
   const int64_t scoring =
       (one ? 0 : pruning) + paged::score_query_bytes(heads, s.index_dims, part) + paged::kThreads * of_thread;
   const int64_t new_tokens =
@@ -307,7 +309,7 @@ PagedPlan one_launch_of(const PagedShape& s, int32_t cluster, int32_t ring) {
   p.score_ctas = p.cluster = cluster;
   p.ring = ring;
   complete_plan(s, p);
-  return p.score_smem + p.attend_smem <= kPagedSharedMemory ? p : PagedPlan();
+  return p.score_smem + p.attend_smem <= kPagedSharedMemory && paged_keys_fit(s, p) ? p : PagedPlan();
 }
 
 // The step in one launch, or a generic plan where two launches are faster: limits measured on H100 and H200 (docs/gpu.md).
@@ -322,6 +324,7 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   const int32_t alone = largest_cluster(device.clusters_alone, rows, most, false);
   const int32_t paired = largest_cluster(device.clusters_paired, rows, most, true);
   const bool has_ring = !quads && s.head_dim == 128 && s.group() <= 4;  // others were not measured with few rows
+  const bool has_short_keys = paged::step_key_bytes(s.index_type, s.index_dims) == 2;
   int32_t cluster = paired;
   if (has_ring && alone > 1 && (paired > 8 || is_small)) {
     // Shorter rows are faster with their rounds in registers; where much is kept, two tiles of K and V on their way count sooner. Of
@@ -329,7 +332,7 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
     const int64_t tokens = ceil_div(s.max_length, alone);
     const int64_t bytes = tokens * s.index_row_bytes();
     const bool is_long = paired <= 8 ? bytes >= 56 * 1024 : tokens >= (need > 1024 && alone > 8 ? 896 : 2560);
-    if (is_long && tokens <= 32768) {
+    if (is_long && tokens <= (has_short_keys && alone <= 8 ? 45056 : 32768)) {
       const PagedPlan p =
           one_launch_of(s, is_small && bytes < 160 * 1024 ? std::min(8, alone) : alone, paged::kStepRing);
       if (p.path == PagedPath::kOneLaunch) return p;
@@ -340,8 +343,8 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   } else if (paired <= 1) {
     // Pairs, also where they run one after another, gain if choosing or gathering takes long or rows are long: their part of the index
     // comes meanwhile.
-    const bool gains =
-        need > 1024 || (!is_small && s.max_length >= 16384) || (s.max_length > 16384 && s.index_row_bytes() >= 32);
+    const bool gains = need > 1024 || (!is_small && s.max_length >= 16384) ||
+                       (s.max_length > 16384 && s.index_row_bytes() >= 32);
     cluster = quads ? (s.max_length <= 8192 ? 2 : 4) : gains ? 2 : 1;
   }
   PagedPlan p = one_launch_of(s, cluster, 0);
@@ -352,7 +355,11 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   if (p.path != PagedPath::kOneLaunch) return p;
   // A CTA keeps its keys in shared memory, and those that may be kept in registers.
   const int64_t tokens = ceil_div(s.max_length, p.cluster);
-  const int64_t most_tokens = !quads                      ? (need <= 2048 && (paired <= 8 || has_ring) ? 16384 : 8192)
+  // Short keys leave room for more tokens, but few CTAs take long to gather much.
+  const int64_t most_shared = need <= 2048 && (paired <= 8 || has_ring) ? 16384 : 8192;
+  const bool gains_longer = need <= 1024 ? is_small || paired > 1 : paired == 2 || paired > 4;
+  const bool is_longer = has_short_keys && paired <= 8 && gains_longer;
+  const int64_t most_tokens = !quads                      ? (!is_longer ? most_shared : is_small ? 2 * most_shared : most_shared * 3 / 2)
                               : is_small                  ? (paired > 1 ? 6144 : 4096)
                               : paired > 1 && paired <= 8 ? 3072
                                                           : 0;
@@ -370,7 +377,9 @@ void set_lead(const PagedShape& s, const PagedDevice& device, PagedPlan& p) {
   const int64_t kept = ceil_div(s.budget * sets, p.cluster) * 4 * s.head_dim;  // bytes
   const int64_t index = ceil_div(s.max_length, p.cluster) * s.index_row_bytes();
   const auto ns = [&](int64_t bytes) { return bytes * device.num_sms / device.memory_gbs; };
-  // Not where reading takes less time than choosing, nor, unless it takes long, where all run at once: the last ones would end later.
+  // Not where reading takes less time than choosing, nor, unless it takes long, where all run at once: the last ones would end later. Nor
+  // where rows are of few bytes but many tokens.
+  if (s.index_row_bytes() <= 16 && ceil_div(s.max_length, p.cluster) > 16384) return;
   if (ns(kept + index) < (at_once ? 16000 : 9000)) return;
   p.lead_ctas = device.num_sms / p.cluster * p.cluster;
   p.lead_ns = static_cast<int32_t>(ns(std::min(std::max(kept, index / 2), index * 13 / 10)) + 1000);

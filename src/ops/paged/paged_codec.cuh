@@ -38,6 +38,7 @@ __device__ __forceinline__ u32 word(const uint4& v, int i) { return i == 0 ? v.x
 __device__ __forceinline__ uint2 two_words(const uint4& v, int i) { return make_uint2(word(v, 2 * i), word(v, 2 * i + 1)); }
 
 // A codec has
+//   kType                    which it is
 //   kPieceDims, kPartBytes   dims of a piece, bytes of one of them in a part of the query
 //   kParts                   of the query: 2 where one would be coarser than the codes
 //   kSlabs                   products of a piece; operand() gives the two words of each
@@ -59,6 +60,7 @@ struct IntegerCodec {
 
 template <>
 struct Codec<PagedIndexType::kI8> : IntegerCodec {
+  static constexpr auto kType = PagedIndexType::kI8;
   static constexpr int kPieceDims = 16;
   static constexpr int kSlabs = 2;
   static constexpr int kParts = 2;
@@ -80,6 +82,7 @@ struct Codec<PagedIndexType::kI8> : IntegerCodec {
 // Nibbles stay in the upper half of their bytes: every code counts 16 times.
 template <>
 struct Codec<PagedIndexType::kI4> : IntegerCodec {
+  static constexpr auto kType = PagedIndexType::kI4;
   static constexpr int kPieceDims = 32;
   static constexpr int kSlabs = 4;
   static constexpr int kParts = 1;
@@ -109,6 +112,7 @@ struct FloatCodec {
 // e4m3 widens exactly to f16.
 template <>
 struct Codec<PagedIndexType::kF8E4M3> : FloatCodec {
+  static constexpr auto kType = PagedIndexType::kF8E4M3;
   static constexpr int kPieceDims = 16;
   static constexpr int kSlabs = 4;
   static constexpr int kParts = 1;
@@ -136,6 +140,7 @@ struct Codec<PagedIndexType::kF8E4M3> : FloatCodec {
 
 template <>
 struct Codec<PagedIndexType::kBF16> : FloatCodec {
+  static constexpr auto kType = PagedIndexType::kBF16;
   static constexpr int kPieceDims = 8;
   static constexpr int kSlabs = 2;
   static constexpr int kParts = 2;

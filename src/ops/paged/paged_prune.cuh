@@ -136,9 +136,10 @@ __device__ __forceinline__ void place_items(PruneShared<kSets>& s, int set, u32 
 }
 
 // The keys of each thread in shared memory, kVector at a time beside each other: key i of thread t at
-// (i / kVector * kThreads + t) * kVector + i % kVector.
+// (i / kVector * kThreads + t) * kVector + i % kVector. Key: u32, or 16 bits (ShortKeyStore).
 template <int kVector>
 struct KeyStore {
+  using Key = u32;
   static constexpr int kWidth = kVector;
   u32* keys;
   int n = 0;
@@ -158,6 +159,7 @@ struct KeyStore {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) best = max(best, k[i]);
   }
+  __device__ __forceinline__ u32 best_key() const { return best; }
   __device__ __forceinline__ void get(int i, u32 (&k)[kVector]) const { load(at(i), k); }
   static __device__ __forceinline__ void load(const u32* from, u32 (&k)[kVector]) {
     if constexpr (kVector == 1) {
@@ -174,6 +176,15 @@ struct KeyStore {
       k[3] = v.w;
     }
   }
+  // Which of the keys from there on reach `least`, a bit each.
+  static __device__ __forceinline__ u32 reaching(const u32* from, u32 least) {
+    u32 k[kVector];
+    load(from, k);
+    u32 some = 0;
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) some |= k[j] >= least ? 1U << j : 0U;
+    return some;
+  }
   // f(number, key) for the keys from..to-1 of this thread.
   template <class F>
   __device__ __forceinline__ void for_keys(int from, int to, const F& f) const {
@@ -184,6 +195,41 @@ struct KeyStore {
 #pragma unroll
       for (int j = 0; j < kVector; ++j) f(i + j, k[j]);
     }
+  }
+};
+
+// The same of keys of 16 bits, which are put as the scores that they are of (short_key_of).
+struct ShortKeyStore {
+  using Key = unsigned short;
+  static constexpr int kWidth = 4;
+  unsigned short* keys;
+  int n = 0;
+  u32 best = 0;  // of every other key in each half
+
+  __device__ __forceinline__ unsigned short* at(int i) const { return keys + (i / kWidth * kThreads + threadIdx.x) * kWidth; }
+  __device__ __forceinline__ void put(const u32* score) {
+    const u32 low = short_keys_of(score[0], score[1]);
+    const u32 high = short_keys_of(score[2], score[3]);
+    *reinterpret_cast<uint2*>(at(n)) = make_uint2(low, high);
+    n += kWidth;
+    best = __vmaxu2(best, __vmaxu2(low, high));
+  }
+  __device__ __forceinline__ u32 best_key() const { return max(best & 0xFFFFU, best >> 16); }
+  __device__ __forceinline__ void get(int i, u32 (&k)[kWidth]) const { load(at(i), k); }
+  static __device__ __forceinline__ void load(const unsigned short* from, u32 (&k)[kWidth]) {
+    const uint2 v = *reinterpret_cast<const uint2*>(from);
+    k[0] = v.x & 0xFFFFU;
+    k[1] = v.x >> 16;
+    k[2] = v.y & 0xFFFFU;
+    k[3] = v.y >> 16;
+  }
+  static __device__ __forceinline__ u32 reaching(const unsigned short* from, u32 least) {
+    const uint2 v = *reinterpret_cast<const uint2*>(from);
+    u32 some = (v.x & 0xFFFFU) >= least ? 1U : 0U;
+    some |= v.x >= least << 16 ? 2U : 0U;
+    some |= (v.y & 0xFFFFU) >= least ? 4U : 0U;
+    some |= v.y >= least << 16 ? 8U : 0U;
+    return some;
   }
 };
 

@@ -15,6 +15,8 @@
 //   instructions); the new tokens' codes in a CTA that also scores; prefetching the kernel's parameters.
 #pragma once
 
+#include <type_traits>
+
 #include "src/ops/paged/paged_kernels.cuh"
 #include "src/ops/paged/paged_score_new.cuh"
 #include "src/ops/paged/paged_sieve.cuh"
@@ -53,6 +55,7 @@ struct RowTokens {
 template <int kSets, bool kFloatKeys, int kVector>
 struct Alone {
   static constexpr bool kNewToken = false;
+  static constexpr bool kShortKeys = false;
   Sieve<kSets, kFloatKeys, kVector> sieve;
 
   __device__ __forceinline__ void wait() const {}
@@ -72,11 +75,13 @@ struct Alone {
 template <class Codec, int kDims, int kHeads, int kSets, int kRing, class Beside, class Finish>
 __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow& r, int rank, int ctas, char* memory, Beside& beside,
                                              const Finish& finish) {
-  using S = Scorer<Codec, kDims, kHeads, kSets>;
+  using S = Scorer<Codec, kDims, kHeads, kSets, Beside::kShortKeys>;
   using R = typename S::R;
   constexpr int kPieces = R::kPieces;
   constexpr int kKeys = R::kKeys;
   constexpr int kVector = key_vector(kKeys);
+  using Store = std::conditional_t<Beside::kShortKeys, ShortKeyStore, KeyStore<kVector>>;
+  static_assert(Store::kWidth == kVector);
   constexpr int kQueries = kHeads * kDims;
   constexpr int kPart = kQueries * Codec::kPartBytes;  // bytes of one part of the queries
   float* largests = reinterpret_cast<float*>(memory);
@@ -84,7 +89,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   // Addresses of the 32 units that each warp looked up last, and the blocks of the next ones.
   auto* unit_rows = reinterpret_cast<unsigned long long*>(queries + 2 * kPart) + threadIdx.x / 32 * 32;
   auto* unit_blocks = reinterpret_cast<int*>(queries + 2 * kPart + kThreads * 8) + threadIdx.x / 32 * 32;
-  u32* keys = reinterpret_cast<u32*>(queries + 2 * kPart + kThreads * 12);
+  auto* keys = reinterpret_cast<typename Store::Key*>(queries + 2 * kPart + kThreads * 12);
   static_assert(kQueries / 16 * 4 + 2 * kPart + kThreads * 12 == score_query_bytes(kHeads, kDims, Codec::kPartBytes));
   const PagedShape& shape = p.a.shape;
   constexpr int nt = kThreads;
@@ -258,7 +263,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   S scorer(queries);
   const bool has_head = set_of_thread<kSets>() < r.heads;
 
-  KeyStore<kVector> store{keys};
+  Store store{keys};
   // Rounds of a chunk of keys, and those that every warp has.
   constexpr int kChunk = kChunkKeys / kKeys;
   static_assert(kChunk % kBuffers == 0);
@@ -284,7 +289,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
 #pragma unroll
         for (int i = 0; i < kKeys; ++i) {
           const int token = tokens.token_at(round + b, i, lane, warp);
-          if (token < lo || token >= hi_old || !has_head) key[b][i] = 0;
+          if (token < lo || token >= hi_old || !has_head) key[b][i] = S::kNone;
         }
       }
     }
@@ -301,7 +306,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
     if (round + kBuffers < rounds) load_round(round + kBuffers, v);
     put_keys(all, round, round < rounds_with_sinks || round == rounds - 1 || !has_head);
     if constexpr (Beside::kNewToken) {
-      if (round == sample_round) beside.sample(store.best);
+      if (round == sample_round) beside.sample(store.best_key());
     }
   };
   if constexpr (Beside::kNewToken) {
@@ -345,7 +350,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
       if constexpr (kAsksFirst) multiply();
       put_keys(all, round, round < rounds_with_sinks || round + 2 >= rounds || !has_head);
       if constexpr (Beside::kNewToken) {
-        if (round + 1 == sample_round) beside.sample(store.best);
+        if (round + 1 == sample_round) beside.sample(store.best_key());
       }
     }
   }
@@ -368,7 +373,9 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   }
   if constexpr (Beside::kNewToken) {
     if (beside.has_new) {
-      const u32 keys[kVector] = {beside.key};
+      u32 keys[kVector] = {beside.key};
+#pragma unroll
+      for (int i = 1; i < kVector; ++i) keys[i] = S::kNone;
       store.put(keys);
     }
   }

@@ -124,7 +124,8 @@ __device__ __forceinline__ void share_queries(const float (&mine)[kMine], float*
 }
 
 // Scores rounds of a warp against the queries that share_queries left.
-template <class Codec, int kDims, int kHeads, int kSets>
+// kShortKeys: for keys of 16 bits.
+template <class Codec, int kDims, int kHeads, int kSets, bool kShortKeys = false>
 struct Scorer {
   using Score = typename Codec::Score;
   static constexpr bool kCodesFirst = kSets == 1 && Codec::kParts == 1;
@@ -194,7 +195,23 @@ struct Scorer {
       }
     }
   }
-  // The keys of this lane (Round::token_of).
+  static __device__ __forceinline__ u32 key(Score s) {
+    if constexpr (kShortKeys) {
+      return short_key_of(s);
+    } else {
+      return key_of(s);
+    }
+  }
+  // What a store of keys is given for a score: short ones are made two at a time.
+  static constexpr u32 kNone = kShortKeys ? static_cast<u32>(kNoShortScore) : 0U;
+  static __device__ __forceinline__ u32 stored(Score s) {
+    if constexpr (kShortKeys) {
+      return static_cast<u32>(s);
+    } else {
+      return key_of(s);
+    }
+  }
+  // What is stored of the keys of this lane (Round::token_of).
   static __device__ __forceinline__ void reduce(Sums& all, u32 (&keys)[R::kKeys]) {
     const int g = (threadIdx.x & 31) >> 2;
     const int c = threadIdx.x & 3;
@@ -217,11 +234,11 @@ struct Scorer {
         if constexpr (R::kRows <= 1) halve<R::kLoads / 4>(best, (g & 4) != 0, 16);
       }
 #pragma unroll
-      for (int i = 0; i < R::kKeys; ++i) keys[i] = key_of(best[i]);
+      for (int i = 0; i < R::kKeys; ++i) keys[i] = stored(best[i]);
     } else {
 #pragma unroll
       for (int i = 0; i < R::kKeys; ++i) {
-        keys[i] = key_of(R::kRows != 1 ? all[i / (2 * R::kLoads)][i % (2 * R::kLoads)]
+        keys[i] = stored(R::kRows != 1 ? all[i / (2 * R::kLoads)][i % (2 * R::kLoads)]
                          : (g >> 2) != 0 ? all[0][R::kLoads + i]
                                          : all[0][i]);
       }

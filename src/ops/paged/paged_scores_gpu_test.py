@@ -37,6 +37,47 @@ def test_clustered_scores(index, dims, cluster, own_tokens, size):
     check_run(step, paged.one_launch(step.shape, cluster), case.lengths)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("own_tokens", [False, True])
+def test_scores_as_large_as_can_be(own_tokens, sign):
+    """Codes -8 against the largest query, of either sign: the ends of what 16 bits hold, kept and equal to the last one kept."""
+    case = Case(lengths=(9000, 3000), index="int4", own_tokens=own_tokens, budget=200)
+    step = make(case)
+    step.q.fill_(-sign)
+    step.index_scale.fill_(1.0)
+    step.index.fill_(0x88)
+    for token in range(20, 2900, 17):  # 170 rows of sequence 0
+        step.index[step.block_table[0, token // 16], :, token % 16] = 0x77
+    for cluster in (1, 2, 3, 8):
+        for plan in paged.plans(step.shape, cluster):
+            check_run(step, plan, case.lengths)
+
+
+@pytest.mark.parametrize("ring,length", [(0, 64500), (paged.STEP_RING, 63400)])
+def test_as_many_keys_as_have_numbers(ring, length):
+    """A thread's keys, with that of the new token, are numbered by 8 bits: with 16 bits a key, more would have room."""
+    case = Case(lengths=(length, 700), kv_heads=1, index="int4", budget=300)
+    step = make(case)
+    check_run(step, paged.one_launch(step.shape, 1, ring), case.lengths)
+    longer = Case(lengths=(length + 2048,), kv_heads=1, index="int4", budget=300)
+    assert paged.one_launch(longer.shape(), 1, ring) is None
+    plan = paged.plan(longer.shape())
+    plan.path, plan.ring, plan.score_ctas, plan.cluster = paged.ONE_LAUNCH, ring, 1, 1
+    paged.library.complete_plan(longer.shape(), plan)
+    with pytest.raises(paged.Failure, match="the plan is for another shape"):
+        make(longer).run(plan)
+
+
+@pytest.mark.parametrize("length", [40000, 57000])
+@pytest.mark.parametrize("index", ["int8", "int4"])
+def test_lengths_between_sizes_of_samples(index, length):
+    """Groups of samples are half as large as they should be: more keys are looked at than warps have room for, or smaller groups."""
+    case = Case(lengths=(length, 30000), kv_heads=1, index=index, budget=2048, page=64)
+    step = make(case)
+    for cluster, ring in ((3, 0), (6, 0), (5, paged.STEP_RING)):
+        check_run(step, paged.one_launch(step.shape, cluster, ring), case.lengths)
+
+
 @pytest.mark.parametrize("own_tokens", [False, True])
 def test_new_token_is_kept_where_it_is_best(own_tokens):
     case = Case(lengths=(3000, 700), sinks=0, recent=0, own_tokens=own_tokens)

@@ -40,7 +40,8 @@ __device__ __forceinline__ AttendRow head_row(const AttendRow& r, int i) {
 // What a CTA does while it scores.
 template <class Codec, int kDims, int kHeads, int kDim, int kSets, int kRing>
 struct Together {
-  using S = Scorer<Codec, kDims, kHeads, kSets>;
+  static constexpr bool kShortKeys = step_key_bytes(Codec::kType, kDims) == 2;
+  using S = Scorer<Codec, kDims, kHeads, kSets, kShortKeys>;
   using R = typename S::R;
   static constexpr bool kNewToken = true;
   // Where a CTA has an SM for itself it starts when the last step's has ended, so the cluster meets when rows of the index are on their
@@ -67,7 +68,7 @@ struct Together {
   int length;
   Place place;  // of the new token
   int block;
-  u32 key = 0;   // of the new token, of one lane a set
+  u32 key = S::kNone;  // what is stored of the new token's, by one lane a set
   bool guesses = false;  // the bins are guessed from the query, as what samples say would come late
   uint2 bins;
 
@@ -154,8 +155,19 @@ struct Together {
     const int group = static_cast<int>(tokens / static_cast<u32>(max(1, p.a.shape.budget - forced)));
     lanes = kSetLanes<kSets> >> (x.size >= 8 ? 0 : x.size >= 4 ? 1 : x.size >= 2 ? 2 : 3);
     constexpr int kTogether = score_rounds_together(kRing);  // are sampled together, too
-    while (lanes > 1 && lanes * R::kKeys * kTogether > group) lanes >>= 1;
-    sample_rounds = max(1, group / (lanes * R::kKeys * kTogether)) * kTogether;
+    constexpr int kOfLane = R::kKeys * kTogether;
+    while (lanes > 1 && lanes * kOfLane > group) lanes >>= 1;
+    int rounds = max(1, group / (lanes * kOfLane));
+    if constexpr (kSets == 1) {
+      // Groups of whole rounds may be half as large as they should be. Half the lanes and more rounds then, where more than half of what a
+      // warp can hold is expected: 5, some ln(G), keys of each group.
+      constexpr u32 kOfWarp = 8 * 32 * team_held(1) / 2 / 5;
+      if (tokens / 2 > kOfWarp * static_cast<u32>(x.size * rounds * lanes * kOfLane)) {
+        lanes = max(1, lanes >> 1);
+        rounds = max(1, group / (lanes * kOfLane));
+      }
+    }
+    sample_rounds = rounds * kTogether;
     if constexpr (kGuesses) guesses = span.hi <= x.size * kThreads * (team_held(1) / 2) && p.a.shape.budget <= 512;
     const KeptRow<kDim> kept(p, r, x, length);
     if constexpr (kSets == 1) {
@@ -234,7 +246,7 @@ struct Together {
     most = __reduce_max_sync(kFullWarp, most);
     const float sigma = (Codec::kParts == 2 ? 256.0F : 1.0F) * 42.0F * sqrtf(static_cast<float>(most));
     const int part = __float2int_rz(fminf(2.0F * sigma, 3e8F)) + 1;
-    return make_uint2(key_of(-2 * part), key_of(3 * part));
+    return make_uint2(S::key(-2 * part), S::key(3 * part));
   }
   __device__ __forceinline__ const char* kv_at(int piece, const PagedRows& k, const PagedRows& v) const {
     constexpr int kPieces = kDim / 8;
@@ -293,7 +305,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
         tokens = tokens_of_row;
         const KeptRow<kDim> kept(p, r, exchange, beside.length);
         copy_async_wait();
-        TeamKeys<store.kWidth, kSets> keys(store, ids);
+        TeamKeys<std::decay_t<decltype(store)>, kSets> keys(store, ids);
         range = find_team_range(link, keys, beside.guesses ? beside.bins : link.range(), kept.need);
         const int forced = kept.forced_here();
         const int first = set_of_thread<kSets>() * stride + forced;

@@ -6,18 +6,19 @@
 namespace fasa::ops::paged {
 
 // The keys of a warp that may be kept: at first all of a lane's, or the few that are good enough, those of a set by the set's lanes.
-template <int kVector, int kSets>
+template <class Store, int kSets>
 struct TeamKeys {
+  static constexpr int kVector = Store::kWidth;
   static constexpr int kHeld = team_held(kSets);
   static constexpr int kLanes = kSetLanes<kSets>;
-  const KeyStore<kVector>& store;
+  const Store& store;
   unsigned short* ids;  // shared, [kHeld * kLanes] of this warp and set: number * 32 + lane of each key held
   u32 held[kHeld];
   int rounds;    // of those held
   bool direct;   // held[i] is this lane's key i
   bool fits;     // else all keys are looked at every time
 
-  __device__ __forceinline__ TeamKeys(const KeyStore<kVector>& keys, unsigned short* memory)
+  __device__ __forceinline__ TeamKeys(const Store& keys, unsigned short* memory)
       : store(keys), ids(memory + (static_cast<int>(threadIdx.x >> 5) * kSets + set_of_thread<kSets>()) * kHeld * kLanes) {}
 
   // Those from `least` (of the lane's set) on. Several calls, by whole warps.
@@ -47,14 +48,11 @@ struct TeamKeys {
         const int begin = from + quarter;
         if (begin >= store.n) break;
         const int first = max(0, min(begin, store.n - 16));
-        const u32* at = store.at(first);
+        const auto* at = store.at(first);
         u32 some = 0;
 #pragma unroll
         for (int i = 0; i < 16; i += kVector) {
-          u32 k[kVector];
-          store.load(at + i * kThreads, k);
-#pragma unroll
-          for (int j = 0; j < kVector; ++j) some |= k[j] >= least ? 1U << (i + j) : 0U;
+          some |= store.reaching(at + i * kThreads, least) << i;
         }
         some = (some & 0xFFFFU >> max(0, 16 - store.n)) >> (begin - first);
         hits[quarter / 32] |= some << quarter % 32;
@@ -90,7 +88,7 @@ struct TeamKeys {
       }
     }
   }
-  __device__ __forceinline__ const u32* at(int id) const {
+  __device__ __forceinline__ const auto* at(int id) const {
     const int i = id >> 5;
     return store.keys + (i / kVector * kThreads + static_cast<int>(threadIdx.x & ~31U) + (id & 31)) * kVector + i % kVector;
   }
@@ -184,14 +182,15 @@ __device__ __forceinline__ void search_team(const TeamLink<kSets>& link, TeamSea
 }
 
 // More histograms, of all keys: rare, and a call, so that nothing of it is prepared for otherwise.
-template <int kVector, int kSets>
-__device__ __noinline__ TeamSearch<kSets> search_on(TeamLink<kSets> link, KeyStore<kVector> store, TeamSearch<kSets> search,
+template <class Store, int kSets>
+__device__ __noinline__ TeamSearch<kSets> search_on(TeamLink<kSets> link, Store store, TeamSearch<kSets> search,
                                                     u32 need) {
   u32 parity = 0;
   do {
     parity ^= 1U;
     link.again();
     search_team(link, search, need, parity, [&](const auto& f) {
+      constexpr int kVector = Store::kWidth;
       for (int i = 0; i < store.n; ++i) f(*(store.at(i & ~(kVector - 1)) + (i & (kVector - 1))));
     });
   } while (any_set<kSets>(!search.done));
@@ -200,8 +199,8 @@ __device__ __noinline__ TeamSearch<kSets> search_on(TeamLink<kSets> link, KeySto
 
 // The range of the `need`-th best of all keys of the team, of each thread's set. range: what the bins are to cover, the same for all
 // threads of a set. keys: holds those from `first` on afterwards.
-template <int kVector, int kSets>
-__device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link, TeamKeys<kVector, kSets>& keys, const uint2& range,
+template <class Store, int kSets>
+__device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link, TeamKeys<Store, kSets>& keys, const uint2& range,
                                                      u32 need) {
   constexpr int kBits = TeamSearch<kSets>::kBits;
   TeamSearch<kSets> search{range.x, 0xFFFFFFFFU, 0, bin_shift(range.y - range.x, kBits), {-1, 0, 0}, 0, false};
@@ -232,8 +231,8 @@ __device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link
 // the range is one value, of which there may be any number, only those that are kept, the first ones: nothing is left to choose then.
 // Ties also go to where those of all CTAs will be, in any order. Returns how many are on the list of the lane's set, at most all that are
 // kept and team_ties. Barriers within, none at the end.
-template <int kVector, int kSets, class Put>
-__device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const TeamKeys<kVector, kSets>& keys, TeamRange& r,
+template <class Store, int kSets, class Put>
+__device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const TeamKeys<Store, kSets>& keys, TeamRange& r,
                                               const Put& put) {
   const int set = set_of_thread<kSets>();
   const u32 lane = 1U << (threadIdx.x & 31);
