@@ -343,8 +343,8 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   } else if (paired <= 1) {
     // Pairs, also where they run one after another, gain if choosing or gathering takes long or rows are long: their part of the index
     // comes meanwhile.
-    const bool gains = need > 1024 || (!is_small && s.max_length >= 16384) ||
-                       (s.max_length > 16384 && s.index_row_bytes() >= 32);
+    const bool gains =
+        need > 1024 || (!is_small && s.max_length >= 16384) || (s.max_length > 16384 && s.index_row_bytes() >= 32);
     cluster = quads ? (s.max_length <= 8192 ? 2 : 4) : gains ? 2 : 1;
   }
   PagedPlan p = one_launch_of(s, cluster, 0);
@@ -359,7 +359,9 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   const int64_t most_shared = need <= 2048 && (paired <= 8 || has_ring) ? 16384 : 8192;
   const bool gains_longer = need <= 1024 ? is_small || paired > 1 : paired == 2 || paired > 4;
   const bool is_longer = has_short_keys && paired <= 8 && gains_longer;
-  const int64_t most_tokens = !quads                      ? (!is_longer ? most_shared : is_small ? 2 * most_shared : most_shared * 3 / 2)
+  const int64_t most_tokens = !quads                      ? (!is_longer ? most_shared
+                                                             : is_small ? 2 * most_shared
+                                                                        : most_shared * 3 / 2)
                               : is_small                  ? (paired > 1 ? 6144 : 4096)
                               : paired > 1 && paired <= 8 ? 3072
                                                           : 0;

@@ -70,7 +70,9 @@ inline constexpr int kSelectKeys = 32;
 inline constexpr int kSelectRoom = 512;
 FASA_PAGED_BOTH constexpr int key_vector(int round_keys) { return round_keys < 4 ? round_keys : 4; }
 // Bytes of a key in one launch: scores of 32 int4 codes are below 2^15, but for their unit.
-FASA_PAGED_BOTH constexpr int step_key_bytes(PagedIndexType type, int dims) { return type == PagedIndexType::kI4 && dims <= 32 ? 2 : 4; }
+FASA_PAGED_BOTH constexpr int step_key_bytes(PagedIndexType type, int dims) {
+  return type == PagedIndexType::kI4 && dims <= 32 ? 2 : 4;
+}
 // Heads that the kernel for `heads` heads scored together has room for.
 FASA_PAGED_BOTH constexpr int score_heads(int heads) { return heads <= 4 ? 4 : heads <= 8 ? 8 : 16; }
 // Bytes of the queries of `heads` heads in two parts, the largest of each 16 of their dims, and an address and a block for each
