@@ -215,8 +215,7 @@ AttendLayout attend_layout(const PagedShape& s, const PagedPlan& p) {
   l.select = 0;
   l.list = team != 0 ? team_shared_bytes(sets) : kSelectSharedBytes;
   const int entries = team != 0 ? sets * team_entries(s.budget, sets) : s.budget;
-  l.keys = l.list + 4 * entries;
-  l.inbox = static_cast<int>(round_up(l.keys + (team != 0 ? 4 * entries : 0), 16));
+  l.inbox = static_cast<int>(round_up(l.list + 4 * entries, 16));
   const int ctas = team > 8 ? 16 : 8;
   l.stats = l.inbox + 4 * p.heads_per_row * s.head_dim + ctas * 128;
   l.warps = l.stats + ctas * 8 * 8;
@@ -224,9 +223,8 @@ AttendLayout attend_layout(const PagedShape& s, const PagedPlan& p) {
   l.queries = l.barrier + 32;
   l.table = l.queries + 8 * query_stride(s.head_dim);
   l.slots = whole_lines(l.table + 4 * l.table_entries);
-  // Histograms of all CTAs in 16 bits, and 16 bits for each key held; rows of K and V a team has where its keys were.
-  const int rest = team != 0 ? 1024 * team + 2 * team_held(sets) * kThreads
-                             : std::max(8 * p.entries(), kThreads / 32 * attend_stage_bytes(s.head_dim));
+  // Histograms of all CTAs in 16 bits; rows of K and V a team has where its keys were.
+  const int rest = team != 0 ? 1024 * team : std::max(8 * p.entries(), kThreads / 32 * attend_stage_bytes(s.head_dim));
   const int query = 16 * s.index_dims * 4 + 16;
   l.total = whole_lines(l.slots + std::max(rest, query));
   return l;
@@ -253,15 +251,21 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   const int heads = paged::score_heads(together == 4 ? 4 : s.fcs_per_query_head != 0 ? 1 : s.group());
   const int part = s.index_type == PagedIndexType::kBF16 || s.index_type == PagedIndexType::kF8E4M3 ? 2 : 1;
   const int64_t pruning = together == 4 ? paged::kPruneSharedBytes4 : paged::kPruneSharedBytes1;
-  // A thread's keys of every round (and in one launch that of the new token), or what is left of them, a chunk, and numbers.
+  // A thread's keys of every round (and in one launch that of the new token, which comes after those of the last warp), or what is left of
+  // them, a chunk, and numbers.
   const int round_keys = paged::score_round_keys(row, together);
-  int64_t keys = int64_t{round_keys} * p.score_iterations + (one ? paged::key_vector(round_keys) : 0);
-  if (one && keys > paged::kDirectKeys) keys = std::max<int64_t>(keys, 16);  // are looked at by 16
+  int64_t keys = int64_t{round_keys} * p.score_iterations;
+  if (one) {
+    const int64_t before = int64_t{paged::kThreads / 32 - 1} * paged::score_round_tokens(row);  // tokens of a round
+    const int64_t rounds = ceil_div(std::max<int64_t>(units - before, 0), round * together_rounds) * together_rounds;
+    keys = std::max(keys, rounds * round_keys + paged::key_vector(round_keys));
+    if (keys > paged::kDirectKeys) keys = std::max<int64_t>(keys, 16);  // are looked at by 16
+  }
   const bool chunks = !one && keys > paged::kChunkKeys;
   const int key_bytes = one ? paged::step_key_bytes(s.index_type, s.index_dims) : 4;
   const int64_t of_thread = chunks ? 6 * paged::kLeftKeys + 4 * paged::kChunkKeys : key_bytes * keys;
-  const int64_t scoring =
-      (one ? 0 : pruning) + paged::score_query_bytes(heads, s.index_dims, part) + paged::kThreads * of_thread;
+  const int64_t scoring = (one ? 0 : pruning) + paged::score_query_bytes(heads, s.index_dims, part, one, together) +
+                          paged::kThreads * of_thread;
   const int64_t new_tokens =
       int64_t{paged::kThreads} / 32 * paged::score_new_bytes(heads, s.index_dims, part, together);
   const int64_t ring = int64_t{paged::kThreads} / 32 * p.ring * paged::kRoundBytes;
@@ -325,6 +329,8 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   const int32_t paired = largest_cluster(device.clusters_paired, rows, most, true);
   const bool has_ring = !quads && s.head_dim == 128 && s.group() <= 4;  // others were not measured with few rows
   const bool has_short_keys = paged::step_key_bytes(s.index_type, s.index_dims) == 2;
+  // Of a CTA that chooses four sets: its keys, and where much is kept its lists, leave room for so many.
+  const int64_t quad_tokens = is_small ? (paired > 1 ? 6144 : 4096) : paired > 8 ? 0 : need <= 1024 ? 4096 : 2752;
   int32_t cluster = paired;
   if (has_ring && alone > 1 && (paired > 8 || is_small)) {
     // Shorter rows are faster with their rounds in registers; where much is kept, two tiles of K and V on their way count sooner. Of
@@ -347,24 +353,32 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
         need > 1024 || (!is_small && s.max_length >= 16384) || (s.max_length > 16384 && s.index_row_bytes() >= 32);
     cluster = quads ? (s.max_length <= 8192 ? 2 : 4) : gains ? 2 : 1;
   }
-  PagedPlan p = one_launch_of(s, cluster, 0);
-  // Two CTAs an SM, which has 1 KB more than one of them may use, and takes 1 KB more for each.
-  if (2 * (p.score_smem + p.attend_smem) + 1024 > kPagedSharedMemory) {
-    p = one_launch_of(s, std::min(alone, paged::team_ctas(s.sets_at_once())), 0);
+  if (quads && !is_small && paired <= 2) {
+    // Also where they run one after another.
+    cluster = static_cast<int32_t>(std::clamp<int64_t>(ceil_div(s.max_length, quad_tokens), std::max(1, paired), 4));
   }
+  PagedPlan p = one_launch_of(s, cluster, 0);
+  // Two CTAs an SM, which has 1 KB more than one of them may use, and takes 1 KB more for each; where they do not fit, smaller ones that
+  // leave no room for the next step's, or one.
+  const auto two_fit = [](const PagedPlan& plan) {
+    return 2 * (plan.score_smem + plan.attend_smem) + 1024 <= kPagedSharedMemory;
+  };
+  if (!quads && !is_small && !two_fit(p)) {
+    const int32_t larger = largest_cluster(device.clusters_paired, rows, 8, false);
+    if (larger > cluster) p = one_launch_of(s, larger, 0);
+  }
+  if (!two_fit(p)) p = one_launch_of(s, std::min(alone, paged::team_ctas(s.sets_at_once())), 0);
   if (p.path != PagedPath::kOneLaunch) return p;
   // A CTA keeps its keys in shared memory, and those that may be kept in registers.
   const int64_t tokens = ceil_div(s.max_length, p.cluster);
-  // Short keys leave room for more tokens, but few CTAs take long to gather much.
-  const int64_t most_shared = need <= 2048 && (paired <= 8 || has_ring) ? 16384 : 8192;
-  const bool gains_longer = need <= 1024 ? is_small || paired > 1 : paired == 2 || paired > 4;
-  const bool is_longer = has_short_keys && paired <= 8 && gains_longer;
-  const int64_t most_tokens = !quads                      ? (!is_longer ? most_shared
-                                                             : is_small ? 2 * most_shared
-                                                                        : most_shared * 3 / 2)
-                              : is_small                  ? (paired > 1 ? 6144 : 4096)
-                              : paired > 1 && paired <= 8 ? 3072
-                                                          : 0;
+  int64_t most_tokens = need <= 2048 && (paired <= 8 || has_ring) ? 16384 : 8192;
+  if (quads) {
+    most_tokens = quad_tokens;
+  } else if (has_short_keys && paired <= 8 && (need <= 1024 ? is_small || paired > 1 : paired == 2 || paired > 4)) {
+    most_tokens = is_small ? 2 * most_tokens : most_tokens * 3 / 2;  // but few CTAs take long to gather much
+  } else if (!is_small && paired <= 8) {
+    most_tokens = most_tokens * 5 / 4;
+  }
   return tokens <= most_tokens ? p : PagedPlan();
 }
 

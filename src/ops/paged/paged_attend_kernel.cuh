@@ -362,7 +362,7 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
   const int begin = tid / 32 % kWarps * 16;
   // Where the token of an entry lies: block, and offset in it.
   const auto find = [&](int entry) {
-    const Place at = place_of(p, token_of(list[entry]));
+    const Place at = place_of(p, token_of(entry));
     return make_int2(own_table != nullptr ? own_table[at.page] : load_stream<int>(table + at.page), at.offset);
   };
   if constexpr (kStages == 1) {
@@ -373,9 +373,11 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
       const int next = first + kTurn;
       const bool ahead = kAhead && kSets == 1 && exchange.size > 1 && next + kTurn >= n;
       const int mine = lane < 16 ? first + lane : ahead ? next + lane - 16 : n;
+      int entry = 0;
       int2 place = make_int2(0, 0);
       if (mine < n) {
-        place = find(mine);
+        entry = list[mine];
+        place = find(entry);
         if (ahead && lane >= 16) {
           const char* k = k_base + place.x * p.a.k.block_stride + place.y * p.a.k.token_stride;
           const char* v = v_base + place.x * p.a.v.block_stride + place.y * p.a.v.token_stride;
@@ -387,28 +389,35 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
         }
       }
       ask_tile<kDim, kAnew>(p, place, n - first, k_base, v_base, stage);
-      attend_tile<kDim, kF16, 0, kAnew>(p, first, n, queries, stage, o, choose);
+      attend_tile<kDim, kF16, 0, kAnew>(p, first, n, entry, queries, stage, o, choose);
     }
   } else {
     static_assert(kStages == 2);
+    // Returns this lane's entry.
     const auto ask = [&](int first, u32 to) {
+      int entry = 0;
       if (first < n) {
         int2 place = make_int2(0, 0);
-        if (lane < 16 && first + lane < n) place = find(first + lane);
+        if (lane < 16 && first + lane < n) {
+          entry = list[first + lane];
+          place = find(entry);
+        }
         ask_tile<kDim, false>(p, place, n - first, k_base, v_base, to);
       } else {
         // The groups of a tile, as those behind a tile are counted.
         copy_async_commit();
         copy_async_commit();
       }
+      return entry;
     };
-    ask(begin, stage);
+    int entry = ask(begin, stage);
     u32 here = stage;
     u32 other = stage + attend_stage_bytes(kDim);
 #pragma unroll 1
     for (int first = begin; first < n; first += kTurn) {
-      ask(first + kTurn, other);
-      attend_tile<kDim, kF16, 2, false>(p, first, n, queries, here, o, choose);
+      const int next = ask(first + kTurn, other);
+      attend_tile<kDim, kF16, 2, false>(p, first, n, entry, queries, here, o, choose);
+      entry = next;
       const u32 read = here;
       here = other;
       other = read;

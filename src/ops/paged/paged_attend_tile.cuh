@@ -17,7 +17,7 @@ struct Partial {
 
 // Every entry of the list is kept.
 struct AllKept {
-  __device__ __forceinline__ bool kept(int) const { return true; }
+  __device__ __forceinline__ bool kept(int, int) const { return true; }
 };
 
 // Where a warp has rows of K and V (attend_stage_bytes), in pieces of 16 bytes. They are copied by whole rows, which memory gives faster
@@ -71,20 +71,22 @@ __device__ __forceinline__ void ask_tile(const StepParams& p, const int2& place,
 }
 
 // Attends to entries first, first + 1... of the warp's list, which has n of them, whose K and V come to `stage`; after them kPending groups
-// of copies were asked for. choose(): which entries are kept, asked for before they are waited for.
+// of copies were asked for. entry: of the list, the lane-th from first on. choose(): which entries are kept, asked for before they are waited
+// for.
 template <int kDim, bool kF16, int kPending, bool kAnew, class Choose>
-__device__ __forceinline__ void attend_tile(const StepParams& p, int first, int n, const char* queries, u32 stage, Partial<kDim>& o,
-                                            const Choose& choose) {
+__device__ __forceinline__ void attend_tile(const StepParams& p, int first, int n, int entry, const char* queries, u32 stage,
+                                            Partial<kDim>& o, const Choose& choose) {
   using Rows = Stage<kDim>;
   constexpr int kPieces = kDim / 32;  // 16-byte pieces of K a lane
   const int lane = lane_of_tile<kAnew>();
   const int g = lane >> 2;
   const int c = lane & 3;
   const auto token_of = [&](int i) { return (i >> 1) * 8 + 2 * c + (i & 1); };
-  const auto choice = choose();
+  const auto choice = choose();  // by whole warps
+  const u32 keeps = __ballot_sync(kFullWarp, lane < 16 && first + lane < n && choice.kept(entry, first + lane));
   bool kept[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) kept[i] = first + token_of(i) < n && choice.kept(first + token_of(i));
+  for (int i = 0; i < 4; ++i) kept[i] = (keeps >> token_of(i) & 1U) != 0;
   copy_async_wait<kPending + 1>();
   __syncwarp();
   float s[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};

@@ -75,10 +75,14 @@ FASA_PAGED_BOTH constexpr int step_key_bytes(PagedIndexType type, int dims) {
 }
 // Heads that the kernel for `heads` heads scored together has room for.
 FASA_PAGED_BOTH constexpr int score_heads(int heads) { return heads <= 4 ? 4 : heads <= 8 ? 8 : 16; }
-// Bytes of the queries of `heads` heads in two parts, the largest of each 16 of their dims, and an address and a block for each
-// thread.
-FASA_PAGED_BOTH constexpr int score_query_bytes(int heads, int dims, int part_bytes) {
-  return heads * dims / 16 * 4 + 2 * heads * dims * part_bytes + kThreads * 12;
+// Bytes of a warp for an address and a block of each lane; in one launch then for 16 bits of each key held.
+FASA_PAGED_BOTH constexpr int score_warp_bytes(bool one_launch, int sets) {
+  const int held = one_launch ? 32 * 2 * team_held(sets) : 0;
+  return held > 32 * 12 ? held : 32 * 12;
+}
+// Bytes of the queries of `heads` heads in two parts, the largest of each 16 of their dims, and what the warps have.
+FASA_PAGED_BOTH constexpr int score_query_bytes(int heads, int dims, int part_bytes, bool one_launch, int sets) {
+  return heads * dims / 16 * 4 + 2 * heads * dims * part_bytes + kThreads / 32 * score_warp_bytes(one_launch, sets);
 }
 
 // What a warp needs for the new tokens of a row: its queries, and a key of each of 8 tokens and set.
@@ -100,7 +104,6 @@ FASA_PAGED_BOTH constexpr int team_entries(int budget, int sets) { return budget
 struct AttendLayout {
   int select;   // SelectShared or ExactShared, or TeamShared
   int list;     // int32 [sets][budget, or team_entries]: the tokens to attend to
-  int keys;     // u32 of each of these, in one launch
   int inbox;    // float [cluster][heads * head_dim / cluster, whole chunks of 32]
   int stats;    // float2 [8 or 16 CTAs][8 heads]: maximum, sum
   int warps;    // float [8 warps][8 maxima, 8 sums]

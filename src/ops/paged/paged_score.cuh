@@ -64,8 +64,8 @@ struct Alone {
   __device__ __forceinline__ void sample(u32) const {}
 };
 
-// Scores the row's tokens that are this CTA's and calls finish(keys, whether this thread has any, RowTokens) where there are
-// more than are kept anyway. memory: score_query_bytes, then the keys.
+// Scores the row's tokens that are this CTA's and calls finish(keys, whether this thread has any, RowTokens, score_warp_bytes of its warp)
+// where there are more than are kept anyway. memory: score_query_bytes, then the keys.
 // beside: what the CTA does meanwhile. wait(): what earlier kernels wrote is visible; prepare(): rows of the index are on their way;
 // score(): the queries are in shared memory; sample(): the best of a lane's keys of its first sample_rounds rounds. With kNewToken a
 // warp whose has_new is true has key beside.key of the new token after those of its rounds (0: none). Returns the row's span, seen from
@@ -87,10 +87,13 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   float* largests = reinterpret_cast<float*>(memory);
   char* queries = reinterpret_cast<char*>(largests + kQueries / 16);
   // Addresses of the 32 units that each warp looked up last, and the blocks of the next ones.
-  auto* unit_rows = reinterpret_cast<unsigned long long*>(queries + 2 * kPart) + threadIdx.x / 32 * 32;
-  auto* unit_blocks = reinterpret_cast<int*>(queries + 2 * kPart + kThreads * 8) + threadIdx.x / 32 * 32;
-  auto* keys = reinterpret_cast<typename Store::Key*>(queries + 2 * kPart + kThreads * 12);
-  static_assert(kQueries / 16 * 4 + 2 * kPart + kThreads * 12 == score_query_bytes(kHeads, kDims, Codec::kPartBytes));
+  constexpr int kWarpBytes = score_warp_bytes(Beside::kNewToken, kSets);
+  char* of_warp = queries + 2 * kPart + threadIdx.x / 32 * kWarpBytes;
+  auto* unit_rows = reinterpret_cast<unsigned long long*>(of_warp);
+  auto* unit_blocks = reinterpret_cast<int*>(of_warp + 32 * 8);
+  auto* keys = reinterpret_cast<typename Store::Key*>(queries + 2 * kPart + kThreads / 32 * kWarpBytes);
+  static_assert(kQueries / 16 * 4 + 2 * kPart + kThreads / 32 * kWarpBytes ==
+                score_query_bytes(kHeads, kDims, Codec::kPartBytes, Beside::kNewToken, kSets));
   const PagedShape& shape = p.a.shape;
   constexpr int nt = kThreads;
   const int tid = threadIdx.x;
@@ -379,7 +382,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
       store.put(keys);
     }
   }
-  finish(store, has_head, tokens);
+  finish(store, has_head, tokens, of_warp);
   return span;
 }
 
@@ -412,12 +415,12 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
   constexpr int kKeys = Scorer<Codec, kDims, kHeads, kSets>::R::kKeys;
   const int base = p.plan.score_iterations * kKeys > kChunkKeys ? kLeftKeys : 0;
   char* scoring = memory + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4);
-  char* ids = scoring + score_query_bytes(kHeads, kDims, Codec::kPartBytes) + 4 * kThreads * (kLeftKeys + kChunkKeys);
+  char* ids = scoring + score_query_bytes(kHeads, kDims, Codec::kPartBytes, false, kSets) + 4 * kThreads * (kLeftKeys + kChunkKeys);
   Alone<kSets, kFloatKeys, key_vector(kKeys)> alone{
       {s, reinterpret_cast<unsigned short*>(ids), static_cast<u32>(p.plan.quota), base}};
   score_tokens<Codec, kDims, kHeads, kSets, 0>(
       p, r, rank, ctas, scoring, alone,
-      [&](const auto& keys, bool has_head, const auto& tokens) {
+      [&](const auto& keys, bool has_head, const auto& tokens, char*) {
         const int64_t list = list_of(p, r, has_head ? set_of_thread<kSets>() : 0, rank);
         const auto token_of = [&](int i) {
           return alone.sieve.identify(i, [&](int number, int lane) { return tokens(number, lane, static_cast<int>(threadIdx.x >> 5)); });

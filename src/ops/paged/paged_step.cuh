@@ -16,7 +16,8 @@
 
 namespace fasa::ops::paged {
 
-// An entry of the list is a token that is kept anyway, marked so, or the id of a key: lane, number, warp from the lowest bit on.
+// An entry of the list is a token that is kept anyway, marked so, or the id of a key: from the lowest bit on lane (5 bits), number (8), warp
+// (3), and which of the CTA's ties it is, from 1; 0: none.
 inline constexpr int kForced = INT32_MIN;
 
 // Row number `row` of the launch.
@@ -261,7 +262,7 @@ __device__ __forceinline__ void report_team(const KeptRow<kDim>& row, const Team
                                             int budget, const TokenOf& token_of) {
   using T = Team<true>;
   u32 mine = 0;
-  for (int i = forced + static_cast<int>(threadIdx.x); i < n; i += kThreads) mine += choice.kept(i) ? 1U : 0U;
+  for (int i = forced + static_cast<int>(threadIdx.x); i < n; i += kThreads) mine += choice.kept(row.list[i], i) ? 1U : 0U;
   u32 place;
   u32 here;
   place_in_block(counts, mine, place, here);
@@ -270,7 +271,7 @@ __device__ __forceinline__ void report_team(const KeptRow<kDim>& row, const Team
   u32 before = static_cast<u32>(row.forced);
   for (int i = 0; i < row.x.rank; ++i) before += *T::peer(counts, i);
   for (int i = forced + static_cast<int>(threadIdx.x); i < n; i += kThreads) {
-    if (choice.kept(i)) row.report[before + place++] = token_of(row.list[i]);
+    if (choice.kept(row.list[i], i)) row.report[before + place++] = token_of(row.list[i]);
   }
   row.report_none(all, budget);
   T::sync();
@@ -295,23 +296,21 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
   const ScoreRow row{r.seq, 0, r.kv_head, r.kv_head, r.head0, r.heads, r.kv_head, true, true};
   if constexpr (!beside.kMeetsLate) T::wait();
   auto* lists = reinterpret_cast<int*>(memory + exchange.layout.list);
-  auto* list_keys = reinterpret_cast<u32*>(memory + exchange.layout.keys);
-  auto* ids = reinterpret_cast<unsigned short*>(link.inbox + 2 * link.kAllBins * size);
   const int stride = kSets == 1 ? 0 : team_entries(shape.budget, kSets);  // of the lists of the sets
   TeamRange range{0, 0, 0, 0, 0, 0};  // of this thread's set, and its list
   RowTokens<typename Scorer<Codec, kDims, kHeads, kSets>::R, true, score_rounds_together(kRing)> tokens;
   const Span span = score_tokens<Codec, kDims, kHeads, kSets, kRing>(
-      p, row, rank, size, memory + exchange.layout.total, beside, [&](const auto& store, bool, const auto& tokens_of_row) {
+      p, row, rank, size, memory + exchange.layout.total, beside, [&](const auto& store, bool, const auto& tokens_of_row, char* of_warp) {
         tokens = tokens_of_row;
         const KeptRow<kDim> kept(p, r, exchange, beside.length);
         copy_async_wait();
-        TeamKeys<std::decay_t<decltype(store)>, kSets> keys(store, ids);
+        __syncwarp();  // of_warp is used for something else now
+        TeamKeys<std::decay_t<decltype(store)>, kSets> keys(store, reinterpret_cast<unsigned short*>(of_warp));
         range = find_team_range(link, keys, beside.guesses ? beside.bins : link.range(), kept.need);
         const int forced = kept.forced_here();
         const int first = set_of_thread<kSets>() * stride + forced;
-        range.listed = forced + list_team_keys(link, keys, range, [&](int place, int id, u32 key) {
-          lists[first + place] = id | static_cast<int>(threadIdx.x >> 5) << 13;
-          list_keys[first + place] = key;
+        range.listed = forced + list_team_keys(link, keys, range, [&](int place, int id, u32 tie) {
+          lists[first + place] = id | static_cast<int>(threadIdx.x >> 5) << 13 | static_cast<int>(tie) << 16;
         });
       });
   if (!span.scores) copy_async_wait();
@@ -321,11 +320,6 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
     return;
   }
   if (!span.scores) range.listed = forced;
-#pragma unroll 1
-  for (int i = tid; i < forced; i += kThreads) {
-#pragma unroll
-    for (int set = 0; set < kSets; ++set) list_keys[set * stride + i] = 0xFFFFFFFFU;
-  }
   if (kSets != 1 && tid < 32 && set_lane<kSets>() == 0) team.chosen[set_of_thread<kSets>()] = range;
   __syncthreads();
   // From here on a warp is about one set.
@@ -333,9 +327,9 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
   const int set = kSets == 1 ? 0 : static_cast<int>(threadIdx.x >> 5) / (kThreads / 32 / kSets);
   const int n = set < r.heads ? range_of(set).listed : 0;
   link.send_ties(set, range_of(set).before);
-  const auto choose_of = [&](int i) { return choose(link, i, range_of(i), list_keys + i * stride); };
-  const auto token_of = [&](int x) { return x < 0 ? x & INT32_MAX : tokens(x >> 5 & 255, x & 31, x >> 13); };
-  TeamChoice chosen{list_keys, 0, -1};
+  const auto choose_of = [&](int i) { return choose(link, i, range_of(i), lists + i * stride); };
+  const auto token_of = [&](int x) { return x < 0 ? x & INT32_MAX : tokens(x >> 5 & 255, x & 31, x >> 13 & 7); };
+  TeamChoice chosen{nullptr, 0, -1};
   const auto choice = [&] {
     if (chosen.cut < 0) chosen = choose_of(set);
     return chosen;

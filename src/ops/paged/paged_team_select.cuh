@@ -12,14 +12,14 @@ struct TeamKeys {
   static constexpr int kHeld = team_held(kSets);
   static constexpr int kLanes = kSetLanes<kSets>;
   const Store& store;
-  unsigned short* ids;  // shared, [kHeld * kLanes] of this warp and set: number * 32 + lane of each key held
+  unsigned short* ids;  // shared, [kSets][kHeld * kLanes] of this warp: number * 32 + lane of each key held
   u32 held[kHeld];
   int rounds;    // of those held
   bool direct;   // held[i] is this lane's key i
   bool fits;     // else all keys are looked at every time
 
   __device__ __forceinline__ TeamKeys(const Store& keys, unsigned short* memory)
-      : store(keys), ids(memory + (static_cast<int>(threadIdx.x >> 5) * kSets + set_of_thread<kSets>()) * kHeld * kLanes) {}
+      : store(keys), ids(memory + set_of_thread<kSets>() * kHeld * kLanes) {}
 
   // Those from `least` (of the lane's set) on. Several calls, by whole warps.
   __device__ __forceinline__ void hold(u32 least) {
@@ -227,9 +227,9 @@ __device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link
   return r;
 }
 
-// Puts this CTA's keys from r.first on to the list of their set: put(place, id of TeamKeys, key), places 0, 1... in a fixed order. Where
+// Puts this CTA's keys from r.first on to the list of their set: put(place, id of TeamKeys, tie), places 0, 1... in a fixed order. Where
 // the range is one value, of which there may be any number, only those that are kept, the first ones: nothing is left to choose then.
-// Ties also go to where those of all CTAs will be, in any order. Returns how many are on the list of the lane's set, at most all that are
+// Ties go to where those of all CTAs will be, in any order; tie: which of the CTA's it is, from 1 on, or 0. Returns how many are on the list of the lane's set, at most all that are
 // kept and team_ties. Barriers within, none at the end.
 template <class Store, int kSets, class Put>
 __device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const TeamKeys<Store, kSets>& keys, TeamRange& r,
@@ -262,8 +262,12 @@ __device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const
       const u32 mask = __ballot_sync(kFullWarp, inside(k)) & lanes_of_set<kSets>();
       const u32 at = place + static_cast<u32>(__popc(mask & (lane - 1U)));
       if ((mask & lane) != 0 && at < end) {
-        put(static_cast<int>(at), keys.id_of(j), k);
-        if (has_ties && k <= r.last) own_ties[atomicAdd(link.s.own_ties + set, 1U)] = k;
+        u32 tie = 0;
+        if (has_ties && k <= r.last) {
+          tie = atomicAdd(link.s.own_ties + set, 1U) + 1U;
+          own_ties[tie - 1U] = k;
+        }
+        put(static_cast<int>(at), keys.id_of(j), tie);
       }
       place += static_cast<u32>(__popc(mask));
     });
@@ -280,13 +284,19 @@ __device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const
   return static_cast<int>(listed);
 }
 
-// Which entries of a CTA's list are kept: those with keys above `key`, and those equal to it before the cut-th.
+// Which entries of a CTA's list are kept: those that are no ties, ties above `key`, and those equal to it before the cut-th.
 struct TeamChoice {
-  const u32* keys;  // shared, of the list
+  const u32* ties;  // shared, of this CTA
   u32 key;
   int cut;
 
-  __device__ __forceinline__ bool kept(int i) const { return keys[i] > key || (keys[i] == key && i < cut); }
+  // The key of a tie, 0 of an entry that is none.
+  static __device__ __forceinline__ u32 tie_of(const u32* ties, int entry) { return entry >> 16 > 0 ? ties[(entry >> 16) - 1] : 0U; }
+  // entry: the i-th of the list.
+  __device__ __forceinline__ bool kept(int entry, int i) const {
+    const u32 tie = tie_of(ties, entry);
+    return tie == 0 || tie > key || (tie == key && i < cut);
+  }
 };
 
 // Among the first `inside` (1 to team_ties) ties the want-th best, by every warp for itself: its key, and how many equal to it
@@ -321,15 +331,16 @@ __device__ __forceinline__ uint3 rank_team_ties(const u32* ties, u32 inside, u32
   return make_uint3(0, 0, 0);
 }
 
-// Waits for the ties and chooses; every warp for itself. r, keys: of the list of `set`.
+// Waits for the ties and chooses; every warp for itself. r, list: of `set`.
 template <int kSets>
-__device__ __forceinline__ TeamChoice choose(const TeamLink<kSets>& link, int set, const TeamRange& r, const u32* keys) {
-  if (r.among == 0) return {keys, 0, 0};
-  if (link.size > 1) wait_stores(link.barriers + link.kTies);
+__device__ __forceinline__ TeamChoice choose(const TeamLink<kSets>& link, int set, const TeamRange& r, const int* list) {
   const u32* ties = link.s.ties + set * team_ties(kSets);
+  const u32* own = ties + r.before;
+  if (r.among == 0) return {own, 0, 0};
+  if (link.size > 1) wait_stores(link.barriers + link.kTies);
   const uint3 found = rank_team_ties(ties, r.inside, r.among);
   const u32 key = found.x;
-  if (found.y == found.z) return {keys, key - 1U, 0};
+  if (found.y == found.z) return {own, key - 1U, 0};
   // Some of the keys equal to it: those of the first CTAs, and in one of these the first of the list.
   const u32 lane = threadIdx.x & 31;
   u32 before = 0;
@@ -339,7 +350,7 @@ __device__ __forceinline__ TeamChoice choose(const TeamLink<kSets>& link, int se
   int cut = 0;
 #pragma unroll 1
   for (int at = 0; at < r.listed && left != 0; at += 32) {
-    const u32 mask = __ballot_sync(kFullWarp, at + static_cast<int>(lane) < r.listed && keys[at + lane] == key);
+    const u32 mask = __ballot_sync(kFullWarp, at + static_cast<int>(lane) < r.listed && TeamChoice::tie_of(own, list[at + lane]) == key);
     const u32 here = static_cast<u32>(__popc(mask));
     if (here < left) {
       left -= here;
@@ -352,7 +363,7 @@ __device__ __forceinline__ TeamChoice choose(const TeamLink<kSets>& link, int se
     cut = at + __ffs(static_cast<int>(__ballot_sync(kFullWarp, it)));
     left = 0;
   }
-  return {keys, key, cut};
+  return {own, key, cut};
 }
 
 }  // namespace fasa::ops::paged

@@ -97,9 +97,9 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
             EXPECT_LT(p.score_iterations * paged::score_round_keys(32, own_tokens ? 4 : 1), 256)
                 << "8 bits of a key's id";
             EXPECT_LE(p.cluster, own_tokens ? 8 : 16);
-            // Pairs may run one after another.
+            // Pairs may run one after another, and where four sets are chosen up to 4 CTAs.
             const auto& at_once = p.ring != 0 ? kH200.clusters_alone : kH200.clusters_paired;
-            EXPECT_TRUE(p.cluster <= 2 || batch * s.num_kv_heads <= at_once[p.cluster - 1])
+            EXPECT_TRUE(p.cluster <= (own_tokens ? 4 : 2) || batch * s.num_kv_heads <= at_once[p.cluster - 1])
                 << batch << " " << p.cluster;
           } else {
             EXPECT_GE(p.workspace_bytes, int64_t{batch} * s.num_sets() * p.lists() * (8 * p.slots + 16));
@@ -119,7 +119,7 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
           EXPECT_TRUE(p.path != PagedPath::kOneLaunch || (p.attend_smem + p.score_smem) % 128 == 0)
               << "where the ring ends";
           // Beside each other: the queries and a thread's keys of every round, or of a chunk and what is left of those before.
-          const int64_t queries = paged::score_query_bytes(s.group(), s.index_dims, 1);
+          const int64_t queries = paged::score_query_bytes(s.group(), s.index_dims, 1, p.team() != 0, s.sets_at_once());
           const int64_t keys = int64_t{paged::score_round_keys(row, own_tokens ? 4 : 1)} * p.score_iterations;
           const int64_t at_once = std::min<int64_t>(keys, paged::kChunkKeys);
           EXPECT_GE(p.score_smem, queries + 4 * int64_t{paged::kThreads} * at_once);
@@ -211,6 +211,10 @@ TEST(PagedPlan, TakesClustersThatRunAtOnce) {
   EXPECT_EQ(plan(64, 8192, 256).lead_ctas, 132);
   EXPECT_EQ(plan(16, 16384, 256).lead_ns, 0) << "all run at once";
   p = plan(4, 131072, 2048);
+  EXPECT_EQ(p.path, PagedPath::kOneLaunch);
+  EXPECT_EQ(p.cluster, 7) << "two CTAs of 6 a row have not the memory of an SM";
+  EXPECT_EQ(plan(4, 131072, 256).path, PagedPath::kFused);
+  p = plan(4, 262144, 2048);
   EXPECT_EQ(p.path, PagedPath::kFused);
   EXPECT_EQ(p.cluster, 6);
   EXPECT_EQ(p.attend_alone, 0) << "192 CTAs of launch 2 share SMs";
