@@ -330,7 +330,12 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   const bool has_ring = !quads && s.head_dim == 128 && s.group() <= 4;  // others were not measured with few rows
   const bool has_short_keys = paged::step_key_bytes(s.index_type, s.index_dims) == 2;
   // Of a CTA that chooses four sets: its keys, and where much is kept its lists, leave room for so many.
-  const int64_t quad_tokens = is_small ? (paired > 1 ? 6144 : 4096) : paired > 8 ? 0 : need <= 1024 ? 4096 : 2752;
+  const int64_t quad_tokens = paired > 8 && !is_small ? 0
+                              : has_short_keys        ? (need > 1024  ? 5632
+                                                         : paired > 2 ? 6144
+                                                                      : 8192)
+                              : is_small              ? (paired > 1 ? 6144 : 4096)
+                                                      : (need > 1024 ? 2752 : 4096);
   int32_t cluster = paired;
   if (has_ring && alone > 1 && (paired > 8 || is_small)) {
     // Shorter rows are faster with their rounds in registers; where much is kept, two tiles of K and V on their way count sooner. Of
@@ -351,11 +356,12 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
     // comes meanwhile.
     const bool gains =
         need > 1024 || (!is_small && s.max_length >= 16384) || (s.max_length > 16384 && s.index_row_bytes() >= 32);
-    cluster = quads ? (s.max_length <= 8192 ? 2 : 4) : gains ? 2 : 1;
+    cluster = gains ? 2 : 1;
   }
-  if (quads && !is_small && paired <= 2) {
-    // Also where they run one after another.
-    cluster = static_cast<int32_t>(std::clamp<int64_t>(ceil_div(s.max_length, quad_tokens), std::max(1, paired), 4));
+  if (quads && paired <= 2 && (paired <= 1 || !is_small || has_short_keys)) {
+    // Up to 4 also where they run one after another.
+    const int32_t least = std::max(is_small || (need <= 1024 && s.max_length > 4096) ? 2 : 1, paired);
+    cluster = static_cast<int32_t>(std::clamp<int64_t>(ceil_div(s.max_length, quad_tokens), least, 4));
   }
   PagedPlan p = one_launch_of(s, cluster, 0);
   // Two CTAs an SM, which has 1 KB more than one of them may use, and takes 1 KB more for each; where they do not fit, smaller ones that
