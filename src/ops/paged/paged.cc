@@ -211,7 +211,8 @@ AttendLayout attend_layout(const PagedShape& s, const PagedPlan& p) {
   const int sets = team != 0 ? s.sets_at_once() : 1;
   const int64_t pages = ceil_div(s.max_length, s.page_size);
   AttendLayout l{};
-  l.table_entries = pages <= 2048 ? static_cast<int>(pages) : 0;
+  // None where two CTAs of a team share an SM and it would be of 4 KB or more.
+  l.table_entries = pages <= (team != 0 && p.ring == 0 ? 1024 : 2048) ? static_cast<int>(pages) : 0;
   l.select = 0;
   l.list = team != 0 ? team_shared_bytes(sets) : kSelectSharedBytes;
   const int entries = team != 0 ? sets * team_entries(s.budget, sets) : s.budget;
@@ -264,7 +265,8 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   const bool chunks = !one && keys > paged::kChunkKeys;
   const int key_bytes = one ? paged::step_key_bytes(s.index_type, s.index_dims) : 4;
   const int64_t of_thread = chunks ? 6 * paged::kLeftKeys + 4 * paged::kChunkKeys : key_bytes * keys;
-  const int64_t scoring = (one ? 0 : pruning) + paged::score_query_bytes(heads, s.index_dims, part, one, together) +
+  const int64_t scoring = (one ? 0 : pruning) +
+                          paged::score_query_bytes(heads, s.index_dims, part, one, together, p.ring != 0) +
                           paged::kThreads * of_thread;
   const int64_t new_tokens =
       int64_t{paged::kThreads} / 32 * paged::score_new_bytes(heads, s.index_dims, part, together);
@@ -316,6 +318,26 @@ PagedPlan one_launch_of(const PagedShape& s, int32_t cluster, int32_t ring) {
   return p.score_smem + p.attend_smem <= kPagedSharedMemory && paged_keys_fit(s, p) ? p : PagedPlan();
 }
 
+// Tokens of a CTA of a step in one launch, at most: its keys are in shared memory, and those that may be kept in registers. need: tokens
+// that are chosen; paired: CTAs of a cluster of which two share an SM, 0 where not all run at once.
+int64_t shared_tokens(int64_t need, int32_t paired, bool has_ring, bool has_short_keys) {
+  const int64_t most = need <= 2048 && (paired <= 8 || has_ring) ? 16384 : 8192;
+  if (paired > 8) return most;
+  const bool is_small = need <= 512;
+  // Few CTAs take long to gather much.
+  if (has_short_keys && (need <= 1024 ? is_small || paired > 1 : paired == 2 || paired > 4)) {
+    return is_small ? 2 * most : most * 3 / 2;
+  }
+  return is_small ? most : most * 5 / 4;
+}
+// The same where four sets are chosen: four keys a token, and four lists.
+int64_t quad_tokens(int64_t need, int32_t paired, bool has_short_keys) {
+  if (need > 512 && paired > 8) return 0;
+  if (has_short_keys) return need > 1024 ? 5632 : paired > 2 ? 6144 : 8192;
+  if (need <= 512) return paired > 1 ? 6144 : 4096;
+  return need > 1024 ? 2752 : 4096;
+}
+
 // The step in one launch, or a generic plan where two launches are faster: limits measured on H100 and H200 (docs/gpu.md).
 PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   const bool quads = s.sets_at_once() == 4;
@@ -329,13 +351,7 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   const int32_t paired = largest_cluster(device.clusters_paired, rows, most, true);
   const bool has_ring = !quads && s.head_dim == 128 && s.group() <= 4;  // others were not measured with few rows
   const bool has_short_keys = paged::step_key_bytes(s.index_type, s.index_dims) == 2;
-  // Of a CTA that chooses four sets: its keys, and where much is kept its lists, leave room for so many.
-  const int64_t quad_tokens = paired > 8 && !is_small ? 0
-                              : has_short_keys        ? (need > 1024  ? 5632
-                                                         : paired > 2 ? 6144
-                                                                      : 8192)
-                              : is_small              ? (paired > 1 ? 6144 : 4096)
-                                                      : (need > 1024 ? 2752 : 4096);
+  const int64_t of_quads = quad_tokens(need, paired, has_short_keys);
   int32_t cluster = paired;
   if (has_ring && alone > 1 && (paired > 8 || is_small)) {
     // Shorter rows are faster with their rounds in registers; where much is kept, two tiles of K and V on their way count sooner. Of
@@ -361,11 +377,11 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   if (quads && paired <= 2 && (paired <= 1 || !is_small || has_short_keys)) {
     // Up to 4 also where they run one after another.
     const int32_t least = std::max(is_small || (need <= 1024 && s.max_length > 4096) ? 2 : 1, paired);
-    cluster = static_cast<int32_t>(std::clamp<int64_t>(ceil_div(s.max_length, quad_tokens), least, 4));
+    cluster = static_cast<int32_t>(std::clamp<int64_t>(ceil_div(s.max_length, of_quads), least, 4));
   }
   PagedPlan p = one_launch_of(s, cluster, 0);
-  // Two CTAs an SM, which has 1 KB more than one of them may use, and takes 1 KB more for each; where they do not fit, smaller ones that
-  // leave no room for the next step's, or one.
+  // Two CTAs an SM, which has 1 KB more than one of them may use, and takes 1 KB more for each. Where they do not fit, larger clusters of
+  // smaller CTAs, that leave no room for the next step's, or one CTA an SM.
   const auto two_fit = [](const PagedPlan& plan) {
     return 2 * (plan.score_smem + plan.attend_smem) + 1024 <= kPagedSharedMemory;
   };
@@ -375,17 +391,8 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   }
   if (!two_fit(p)) p = one_launch_of(s, std::min(alone, paged::team_ctas(s.sets_at_once())), 0);
   if (p.path != PagedPath::kOneLaunch) return p;
-  // A CTA keeps its keys in shared memory, and those that may be kept in registers.
-  const int64_t tokens = ceil_div(s.max_length, p.cluster);
-  int64_t most_tokens = need <= 2048 && (paired <= 8 || has_ring) ? 16384 : 8192;
-  if (quads) {
-    most_tokens = quad_tokens;
-  } else if (has_short_keys && paired <= 8 && (need <= 1024 ? is_small || paired > 1 : paired == 2 || paired > 4)) {
-    most_tokens = is_small ? 2 * most_tokens : most_tokens * 3 / 2;  // but few CTAs take long to gather much
-  } else if (!is_small && paired <= 8) {
-    most_tokens = most_tokens * 5 / 4;
-  }
-  return tokens <= most_tokens ? p : PagedPlan();
+  const int64_t most_tokens = quads ? of_quads : shared_tokens(need, paired, has_ring, has_short_keys);
+  return ceil_div(s.max_length, p.cluster) <= most_tokens ? p : PagedPlan();
 }
 
 // How far the first CTA of an SM goes ahead of the second. If both begin together they ask for the index together, then both choose while

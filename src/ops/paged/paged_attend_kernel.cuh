@@ -360,8 +360,9 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
   const char* queries = exchange.memory + exchange.layout.queries;
   const u32 stage = shared_address(exchange.memory + exchange.layout.slots) + tid / 32 * kStages * attend_stage_bytes(kDim);
   const int begin = tid / 32 % kWarps * 16;
-  // Where the token of an entry lies: block, and offset in it.
-  const auto find = [&](int entry) {
+  // The i-th entry, and where its token lies: block, and offset in it.
+  const auto find = [&](int i, int& entry) {
+    entry = list[i];
     const Place at = place_of(p, token_of(entry));
     return make_int2(own_table != nullptr ? own_table[at.page] : load_stream<int>(table + at.page), at.offset);
   };
@@ -376,8 +377,7 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
       int entry = 0;
       int2 place = make_int2(0, 0);
       if (mine < n) {
-        entry = list[mine];
-        place = find(entry);
+        place = find(mine, entry);
         if (ahead && lane >= 16) {
           const char* k = k_base + place.x * p.a.k.block_stride + place.y * p.a.k.token_stride;
           const char* v = v_base + place.x * p.a.v.block_stride + place.y * p.a.v.token_stride;
@@ -398,10 +398,7 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
       int entry = 0;
       if (first < n) {
         int2 place = make_int2(0, 0);
-        if (lane < 16 && first + lane < n) {
-          entry = list[first + lane];
-          place = find(entry);
-        }
+        if (lane < 16 && first + lane < n) place = find(first + lane, entry);
         ask_tile<kDim, false>(p, place, n - first, k_base, v_base, to);
       } else {
         // The groups of a tile, as those behind a tile are counted.

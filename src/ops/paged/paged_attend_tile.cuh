@@ -71,8 +71,8 @@ __device__ __forceinline__ void ask_tile(const StepParams& p, const int2& place,
 }
 
 // Attends to entries first, first + 1... of the warp's list, which has n of them, whose K and V come to `stage`; after them kPending groups
-// of copies were asked for. entry: of the list, the lane-th from first on. choose(): which entries are kept, asked for before they are waited
-// for.
+// of copies were asked for. entry: the one number first + lane. choose(): which entries are kept, called by whole warps before K and V
+// are waited for.
 template <int kDim, bool kF16, int kPending, bool kAnew, class Choose>
 __device__ __forceinline__ void attend_tile(const StepParams& p, int first, int n, int entry, const char* queries, u32 stage,
                                             Partial<kDim>& o, const Choose& choose) {

@@ -28,8 +28,8 @@ FASA_PAGED_BOTH constexpr int team_ctas(int sets) { return sets == 1 ? 16 : 8; }
 FASA_PAGED_BOTH constexpr int team_ties(int sets) { return sets == 1 ? 128 : 64; }
 // Bins of each set: 1 KB for a CTA of the cluster to send.
 FASA_PAGED_BOTH constexpr int team_bins(int sets) { return 512 / sets; }
-// Keys that a lane of it holds in registers.
-FASA_PAGED_BOTH constexpr int team_held(int sets) { return sets == 1 ? 8 : 16; }
+// Keys that a lane of it holds in registers: room for few of many, with a ring.
+FASA_PAGED_BOTH constexpr int team_held(int sets, bool has_ring) { return sets != 1 ? 16 : has_ring ? 8 : 12; }
 
 inline constexpr int kPruneBins = 512;
 inline constexpr int kPruneSharedBytes1 = whole_lines(4 * (kPruneBins + 8 + 3 + 2 + 3));
@@ -76,13 +76,15 @@ FASA_PAGED_BOTH constexpr int step_key_bytes(PagedIndexType type, int dims) {
 // Heads that the kernel for `heads` heads scored together has room for.
 FASA_PAGED_BOTH constexpr int score_heads(int heads) { return heads <= 4 ? 4 : heads <= 8 ? 8 : 16; }
 // Bytes of a warp for an address and a block of each lane; in one launch then for 16 bits of each key held.
-FASA_PAGED_BOTH constexpr int score_warp_bytes(bool one_launch, int sets) {
-  const int held = one_launch ? 32 * 2 * team_held(sets) : 0;
-  return held > 32 * 12 ? held : 32 * 12;
+FASA_PAGED_BOTH constexpr int score_warp_bytes(bool one_launch, int sets, bool has_ring) {
+  return 32 * (one_launch ? 2 * team_held(sets, has_ring) : 12);
 }
+static_assert(score_warp_bytes(true, 1, true) >= 32 * 12);
 // Bytes of the queries of `heads` heads in two parts, the largest of each 16 of their dims, and what the warps have.
-FASA_PAGED_BOTH constexpr int score_query_bytes(int heads, int dims, int part_bytes, bool one_launch, int sets) {
-  return heads * dims / 16 * 4 + 2 * heads * dims * part_bytes + kThreads / 32 * score_warp_bytes(one_launch, sets);
+FASA_PAGED_BOTH constexpr int score_query_bytes(int heads, int dims, int part_bytes, bool one_launch, int sets,
+                                                bool has_ring) {
+  return heads * dims / 16 * 4 + 2 * heads * dims * part_bytes +
+         kThreads / 32 * score_warp_bytes(one_launch, sets, has_ring);
 }
 
 // What a warp needs for the new tokens of a row: its queries, and a key of each of 8 tokens and set.

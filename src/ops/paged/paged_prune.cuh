@@ -176,14 +176,12 @@ struct KeyStore {
       k[3] = v.w;
     }
   }
-  // Which of the keys from there on reach `least`, a bit each.
-  static __device__ __forceinline__ u32 reaching(const u32* from, u32 least) {
+  // Sets the bits, from `bit` on, of the keys from there on that reach `least`.
+  static __device__ __forceinline__ void reaching(const u32* from, u32 least, int bit, u32& some) {
     u32 k[kVector];
     load(from, k);
-    u32 some = 0;
 #pragma unroll
-    for (int j = 0; j < kVector; ++j) some |= k[j] >= least ? 1U << j : 0U;
-    return some;
+    for (int j = 0; j < kVector; ++j) some |= k[j] >= least ? 1U << (bit + j) : 0U;
   }
   // f(number, key) for the keys from..to-1 of this thread.
   template <class F>
@@ -223,13 +221,12 @@ struct ShortKeyStore {
     k[2] = v.y & 0xFFFFU;
     k[3] = v.y >> 16;
   }
-  static __device__ __forceinline__ u32 reaching(const unsigned short* from, u32 least) {
+  static __device__ __forceinline__ void reaching(const unsigned short* from, u32 least, int bit, u32& some) {
     const uint2 v = *reinterpret_cast<const uint2*>(from);
-    u32 some = (v.x & 0xFFFFU) >= least ? 1U : 0U;
-    some |= v.x >= least << 16 ? 2U : 0U;
-    some |= (v.y & 0xFFFFU) >= least ? 4U : 0U;
-    some |= v.y >= least << 16 ? 8U : 0U;
-    return some;
+    some |= (v.x & 0xFFFFU) >= least ? 1U << bit : 0U;
+    some |= v.x >= least << 16 ? 2U << bit : 0U;
+    some |= (v.y & 0xFFFFU) >= least ? 4U << bit : 0U;
+    some |= v.y >= least << 16 ? 8U << bit : 0U;
   }
 };
 

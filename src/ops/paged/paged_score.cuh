@@ -87,13 +87,13 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   float* largests = reinterpret_cast<float*>(memory);
   char* queries = reinterpret_cast<char*>(largests + kQueries / 16);
   // Addresses of the 32 units that each warp looked up last, and the blocks of the next ones.
-  constexpr int kWarpBytes = score_warp_bytes(Beside::kNewToken, kSets);
+  constexpr int kWarpBytes = score_warp_bytes(Beside::kNewToken, kSets, kRing != 0);
   char* of_warp = queries + 2 * kPart + threadIdx.x / 32 * kWarpBytes;
   auto* unit_rows = reinterpret_cast<unsigned long long*>(of_warp);
   auto* unit_blocks = reinterpret_cast<int*>(of_warp + 32 * 8);
   auto* keys = reinterpret_cast<typename Store::Key*>(queries + 2 * kPart + kThreads / 32 * kWarpBytes);
   static_assert(kQueries / 16 * 4 + 2 * kPart + kThreads / 32 * kWarpBytes ==
-                score_query_bytes(kHeads, kDims, Codec::kPartBytes, Beside::kNewToken, kSets));
+                score_query_bytes(kHeads, kDims, Codec::kPartBytes, Beside::kNewToken, kSets, kRing != 0));
   const PagedShape& shape = p.a.shape;
   constexpr int nt = kThreads;
   const int tid = threadIdx.x;
@@ -415,7 +415,7 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
   constexpr int kKeys = Scorer<Codec, kDims, kHeads, kSets>::R::kKeys;
   const int base = p.plan.score_iterations * kKeys > kChunkKeys ? kLeftKeys : 0;
   char* scoring = memory + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4);
-  char* ids = scoring + score_query_bytes(kHeads, kDims, Codec::kPartBytes, false, kSets) + 4 * kThreads * (kLeftKeys + kChunkKeys);
+  char* ids = scoring + score_query_bytes(kHeads, kDims, Codec::kPartBytes, false, kSets, false) + 4 * kThreads * (kLeftKeys + kChunkKeys);
   Alone<kSets, kFloatKeys, key_vector(kKeys)> alone{
       {s, reinterpret_cast<unsigned short*>(ids), static_cast<u32>(p.plan.quota), base}};
   score_tokens<Codec, kDims, kHeads, kSets, 0>(

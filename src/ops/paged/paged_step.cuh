@@ -16,8 +16,8 @@
 
 namespace fasa::ops::paged {
 
-// An entry of the list is a token that is kept anyway, marked so, or the id of a key: from the lowest bit on lane (5 bits), number (8), warp
-// (3), and which of the CTA's ties it is, from 1; 0: none.
+// An entry of the list is a token that is kept anyway, marked so, or the id of a key: from the lowest bit on lane (5 bits), number (8),
+// warp (3), and which of the CTA's ties it is, from 1; 0: none.
 inline constexpr int kForced = INT32_MIN;
 
 // Row number `row` of the launch.
@@ -162,14 +162,15 @@ struct Together {
     if constexpr (kSets == 1) {
       // Groups of whole rounds may be half as large as they should be. Half the lanes and more rounds then, where more than half of what a
       // warp can hold is expected: 5, some ln(G), keys of each group.
-      constexpr u32 kOfWarp = 8 * 32 * team_held(1) / 2 / 5;
-      if (tokens / 2 > kOfWarp * static_cast<u32>(x.size * rounds * lanes * kOfLane)) {
+      constexpr u32 kOfWarp = 8 * 32 * team_held(1, kRing != 0) / 2 / 5;
+      const int size = rounds * lanes * kOfLane;
+      if (6 * size < 5 * group && tokens / 2 > kOfWarp * static_cast<u32>(x.size * size)) {
         lanes = max(1, lanes >> 1);
         rounds = max(1, group / (lanes * kOfLane));
       }
     }
     sample_rounds = rounds * kTogether;
-    if constexpr (kGuesses) guesses = span.hi <= x.size * kThreads * (team_held(1) / 2) && p.a.shape.budget <= 512;
+    if constexpr (kGuesses) guesses = span.hi <= x.size * kThreads * 4 && p.a.shape.budget <= 512;
     const KeptRow<kDim> kept(p, r, x, length);
     if constexpr (kSets == 1) {
       kept.put_forced(p.a.shape, kForced);
@@ -305,7 +306,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
         const KeptRow<kDim> kept(p, r, exchange, beside.length);
         copy_async_wait();
         __syncwarp();  // of_warp is used for something else now
-        TeamKeys<std::decay_t<decltype(store)>, kSets> keys(store, reinterpret_cast<unsigned short*>(of_warp));
+        TeamKeys<std::decay_t<decltype(store)>, kSets, team_held(kSets, kRing != 0)> keys(store, of_warp);
         range = find_team_range(link, keys, beside.guesses ? beside.bins : link.range(), kept.need);
         const int forced = kept.forced_here();
         const int first = set_of_thread<kSets>() * stride + forced;

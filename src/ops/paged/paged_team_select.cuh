@@ -6,10 +6,9 @@
 namespace fasa::ops::paged {
 
 // The keys of a warp that may be kept: at first all of a lane's, or the few that are good enough, those of a set by the set's lanes.
-template <class Store, int kSets>
+template <class Store, int kSets, int kHeld>
 struct TeamKeys {
   static constexpr int kVector = Store::kWidth;
-  static constexpr int kHeld = team_held(kSets);
   static constexpr int kLanes = kSetLanes<kSets>;
   const Store& store;
   unsigned short* ids;  // shared, [kSets][kHeld * kLanes] of this warp: number * 32 + lane of each key held
@@ -18,8 +17,9 @@ struct TeamKeys {
   bool direct;   // held[i] is this lane's key i
   bool fits;     // else all keys are looked at every time
 
-  __device__ __forceinline__ TeamKeys(const Store& keys, unsigned short* memory)
-      : store(keys), ids(memory + set_of_thread<kSets>() * kHeld * kLanes) {}
+  // memory: score_warp_bytes of this warp.
+  __device__ __forceinline__ TeamKeys(const Store& keys, char* memory)
+      : store(keys), ids(reinterpret_cast<unsigned short*>(memory) + set_of_thread<kSets>() * kHeld * kLanes) {}
 
   // Those from `least` (of the lane's set) on. Several calls, by whole warps.
   __device__ __forceinline__ void hold(u32 least) {
@@ -52,7 +52,7 @@ struct TeamKeys {
         u32 some = 0;
 #pragma unroll
         for (int i = 0; i < 16; i += kVector) {
-          some |= store.reaching(at + i * kThreads, least) << i;
+          store.reaching(at + i * kThreads, least, i, some);
         }
         some = (some & 0xFFFFU >> max(0, 16 - store.n)) >> (begin - first);
         hits[quarter / 32] |= some << quarter % 32;
@@ -199,9 +199,8 @@ __device__ __noinline__ TeamSearch<kSets> search_on(TeamLink<kSets> link, Store 
 
 // The range of the `need`-th best of all keys of the team, of each thread's set. range: what the bins are to cover, the same for all
 // threads of a set. keys: holds those from `first` on afterwards.
-template <class Store, int kSets>
-__device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link, TeamKeys<Store, kSets>& keys, const uint2& range,
-                                                     u32 need) {
+template <int kSets, class Keys>
+__device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link, Keys& keys, const uint2& range, u32 need) {
   constexpr int kBits = TeamSearch<kSets>::kBits;
   TeamSearch<kSets> search{range.x, 0xFFFFFFFFU, 0, bin_shift(range.y - range.x, kBits), {-1, 0, 0}, 0, false};
   keys.hold(search.first);
@@ -229,11 +228,10 @@ __device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link
 
 // Puts this CTA's keys from r.first on to the list of their set: put(place, id of TeamKeys, tie), places 0, 1... in a fixed order. Where
 // the range is one value, of which there may be any number, only those that are kept, the first ones: nothing is left to choose then.
-// Ties go to where those of all CTAs will be, in any order; tie: which of the CTA's it is, from 1 on, or 0. Returns how many are on the list of the lane's set, at most all that are
-// kept and team_ties. Barriers within, none at the end.
-template <class Store, int kSets, class Put>
-__device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const TeamKeys<Store, kSets>& keys, TeamRange& r,
-                                              const Put& put) {
+// Ties go to where those of all CTAs will be, in any order; tie: which of the CTA's it is, from 1 on, or 0. Returns how many are on the
+// list of the lane's set, at most all that are kept and team_ties. Barriers within, none at the end.
+template <int kSets, class Keys, class Put>
+__device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const Keys& keys, TeamRange& r, const Put& put) {
   const int set = set_of_thread<kSets>();
   const u32 lane = 1U << (threadIdx.x & 31);
   const bool one_value = r.among != 0 && r.first == r.last;

@@ -119,7 +119,8 @@ TEST(PagedPlan, FitsTheDeviceAndCoversEveryToken) {
           EXPECT_TRUE(p.path != PagedPath::kOneLaunch || (p.attend_smem + p.score_smem) % 128 == 0)
               << "where the ring ends";
           // Beside each other: the queries and a thread's keys of every round, or of a chunk and what is left of those before.
-          const int64_t queries = paged::score_query_bytes(s.group(), s.index_dims, 1, p.team() != 0, s.sets_at_once());
+          const int64_t queries =
+              paged::score_query_bytes(s.group(), s.index_dims, 1, p.team() != 0, s.sets_at_once(), p.ring != 0);
           const int64_t keys = int64_t{paged::score_round_keys(row, own_tokens ? 4 : 1)} * p.score_iterations;
           const int64_t at_once = std::min<int64_t>(keys, paged::kChunkKeys);
           EXPECT_GE(p.score_smem, queries + 4 * int64_t{paged::kThreads} * at_once);
