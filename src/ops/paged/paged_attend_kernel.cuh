@@ -1,48 +1,11 @@
 // The kernel that paged_attend.cuh describes.
 #pragma once
 
+#include "src/ops/paged/paged_attend_row.cuh"
 #include "src/ops/paged/paged_attend_tile.cuh"
 #include "src/ops/paged/paged_kernels.cuh"
 
 namespace fasa::ops::paged {
-
-struct AttendRow {
-  int seq;
-  int query;
-  int kv_head;
-  int head0;
-  int heads;
-  int64_t set;   // (seq, query, set) as one number
-  bool reports;  // writes the kept tokens
-};
-
-__device__ __forceinline__ AttendRow attend_row(const StepParams& p, int row) {
-  const PagedShape& s = p.a.shape;
-  AttendRow r;
-  const int group = p.group;
-  const bool own = s.tokens_per_query_head != 0;
-  const int parts = (group + 7) / 8;  // 1 or 2
-  const int rows = own ? s.num_q_heads : s.num_kv_heads * parts;
-  const int token = divided(row, p.attend_factor);
-  const int x = row - token * rows;
-  r.seq = s.num_query_tokens == 1 ? token : token / s.num_query_tokens;
-  r.query = token - r.seq * s.num_query_tokens;
-  if (own) {
-    r.head0 = x;
-    r.heads = 1;
-    r.kv_head = divided(x, p.group_factor);
-    r.set = static_cast<int64_t>(token) * s.num_q_heads + x;
-    r.reports = true;
-  } else {
-    r.kv_head = parts == 1 ? x : x / 2;
-    const int part = x - r.kv_head * parts;
-    r.head0 = r.kv_head * group + 8 * part;
-    r.heads = min(8, group - 8 * part);
-    r.set = static_cast<int64_t>(token) * s.num_kv_heads + r.kv_head;
-    r.reports = part == 0;
-  }
-  return r;
-}
 
 // The exchange of a row: its heads * kDim sums in chunks of 32, chunk i to CTA i mod size.
 template <int kDim>
@@ -367,18 +330,25 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
     return make_int2(own_table != nullptr ? own_table[at.page] : load_stream<int>(table + at.page), at.offset);
   };
   if constexpr (kStages == 1) {
-    // Addresses of pieces that are kept from one tile to the next spill; where there are four sets, to find them again costs more.
-    constexpr bool kAnew = kSets == 1;
+    // Addresses of pieces that are kept from one tile to the next spill; where there are four sets, to find them again costs more, and so
+    // does what follows: the upper lanes find where the next tile's tokens lie, so that this is not waited for then.
+    constexpr bool kOneSet = kSets == 1;
+    int entry = 0;
+    int2 place = make_int2(0, 0);
     for (int first = begin; first < n; first += kTurn) {
-      // By the upper lanes, where the next tile's tokens lie.
       const int next = first + kTurn;
-      const bool ahead = kAhead && kSets == 1 && exchange.size > 1 && next + kTurn >= n;
-      const int mine = lane < 16 ? first + lane : ahead ? next + lane - 16 : n;
-      int entry = 0;
-      int2 place = make_int2(0, 0);
+      int mine = lane < 16 ? first + lane : n;
+      if constexpr (kOneSet) {
+        if (first != begin) {
+          entry = __shfl_down_sync(kFullWarp, entry, 16);
+          place.x = __shfl_down_sync(kFullWarp, place.x, 16);
+          place.y = __shfl_down_sync(kFullWarp, place.y, 16);
+        }
+        mine = lane >= 16 ? next + lane - 16 : first == begin ? mine : n;
+      }
       if (mine < n) {
         place = find(mine, entry);
-        if (ahead && lane >= 16) {
+        if (kAhead && kOneSet && exchange.size > 1 && next + kTurn >= n && lane >= 16) {
           const char* k = k_base + place.x * p.a.k.block_stride + place.y * p.a.k.token_stride;
           const char* v = v_base + place.x * p.a.v.block_stride + place.y * p.a.v.token_stride;
 #pragma unroll
@@ -388,8 +358,8 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
           }
         }
       }
-      ask_tile<kDim, kAnew>(p, place, n - first, k_base, v_base, stage);
-      attend_tile<kDim, kF16, 0, kAnew>(p, first, n, entry, queries, stage, o, choose);
+      ask_tile<kDim, kOneSet>(p, place, n - first, k_base, v_base, stage);
+      attend_tile<kDim, kF16, 0, kOneSet>(p, first, n, entry, queries, stage, o, choose);
     }
   } else {
     static_assert(kStages == 2);
