@@ -338,7 +338,10 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
     for (int first = begin; first < n; first += kTurn) {
       const int next = first + kTurn;
       int mine = lane < 16 ? first + lane : n;
-      if constexpr (kOneSet) {
+      if constexpr (!kOneSet) {
+        entry = 0;
+        place = make_int2(0, 0);
+      } else {
         if (first != begin) {
           entry = __shfl_down_sync(kFullWarp, entry, 16);
           place.x = __shfl_down_sync(kFullWarp, place.x, 16);

@@ -29,6 +29,7 @@ struct StepParams {
   u32 cta_factor = 0;         // 2^32 / plan.score_ctas, at most 2^32 - 1
   int32_t rows_of_token = 0;  // of launch 1
   float lead_rate = 0;        // plan.lead_ns / max_length
+  float sample_rate = 0;      // 2 / tokens that are chosen
   // Of divided(), by plan.cluster, by the rows of a token in launch 1 and in launch 2, and by group.
   u32 cluster_factor = 0;
   u32 row_factor = 0;
@@ -48,6 +49,21 @@ __device__ __forceinline__ void grid_launch_dependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+// a / b, the same as of the division where b, 1 / b and the quotient are normal numbers. A division has a call for the others, in front of
+// which all loads on their way are waited for, whether it is taken or not.
+__device__ __forceinline__ float divide(float a, float b) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b));
+  r = fmaf(fmaf(-b, r, 1.0F), r, r);
+  const float q = a * r;
+  return fmaf(fmaf(-b, q, a), r, q);
+}
+__device__ __forceinline__ float sqrt_fast(float x) {
+  float root;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+  return root;
 }
 
 // Of the device's clock, which wraps.

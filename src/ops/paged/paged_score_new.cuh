@@ -39,7 +39,7 @@ __device__ __forceinline__ uint4 new_code(const StepParams& p, const ScoreRow& r
 #pragma unroll
   for (int i = 0; i < kDims; ++i) raw[i] = load_stream<unsigned short>(k + 2 * __ldg(p.a.dims + at + i));
 #pragma unroll
-  for (int i = 0; i < kDims; ++i) y[i] = half_value(raw[i], is_f16) * __frcp_rn(__ldg(p.a.index_scale + at + i));
+  for (int i = 0; i < kDims; ++i) y[i] = half_value(raw[i], is_f16) * divide(1.0F, __ldg(p.a.index_scale + at + i));
   return encode_piece<Codec>(y);
 }
 

@@ -117,7 +117,7 @@ __device__ __forceinline__ void share_queries(const float (&mine)[kMine], float*
       for (int j = 0; j < kDims / 16; ++j) most = fmaxf(most, largests[at / kDims * (kDims / 16) + j]);
     }
     char* head = queries + at / kDims * kDims * Codec::kPartBytes;
-    const float inverse = Codec::limit() / fmaxf(most, 1e-30F);
+    const float inverse = divide(Codec::limit(), fmaxf(most, 1e-30F));
     Codec::store_query(mine[i] * inverse, at % kDims, head, head + kQueries * Codec::kPartBytes);
   }
   sync();

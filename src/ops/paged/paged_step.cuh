@@ -151,22 +151,22 @@ struct Together {
     }
     // The worst of the best keys of G groups of g keys has about ln(G) / g of all keys above it, and fewer than need / total once in
     // 10^4 rows, where g is 2 * total / need and there are 64 groups at least.
-    const int forced = p.a.shape.sinks + p.a.shape.recent;
-    const u32 tokens = static_cast<u32>(max(0, span.hi - span.lo)) << 1;
-    const int group = static_cast<int>(tokens / static_cast<u32>(max(1, p.a.shape.budget - forced)));
+    const int tokens = max(0, span.hi - span.lo);
+    const int group = __float2int_rz(static_cast<float>(tokens) * p.sample_rate);
     lanes = kSetLanes<kSets> >> (x.size >= 8 ? 0 : x.size >= 4 ? 1 : x.size >= 2 ? 2 : 3);
     constexpr int kTogether = score_rounds_together(kRing);  // are sampled together, too
     constexpr int kOfLane = R::kKeys * kTogether;
     while (lanes > 1 && lanes * kOfLane > group) lanes >>= 1;
-    int rounds = max(1, group / (lanes * kOfLane));
+    const auto rounds_of = [&] { return max(1, group >> (31 - __clz(lanes * kOfLane))); };  // both powers of two
+    int rounds = rounds_of();
     if constexpr (kSets == 1) {
       // Groups of whole rounds may be half as large as they should be. Half the lanes and more rounds then, where more than half of what a
       // warp can hold is expected: 5, some ln(G), keys of each group.
-      constexpr u32 kOfWarp = 8 * 32 * team_held(1, kRing != 0) / 2 / 5;
+      constexpr int kOfWarp = 8 * 32 * team_held(1, kRing != 0) / 2 / 5;
       const int size = rounds * lanes * kOfLane;
-      if (6 * size < 5 * group && tokens / 2 > kOfWarp * static_cast<u32>(x.size * size)) {
-        lanes = max(1, lanes >> 1);
-        rounds = max(1, group / (lanes * kOfLane));
+      if (lanes > 1 && 6 * size < 5 * group && tokens > kOfWarp * x.size * size) {
+        lanes >>= 1;
+        rounds = rounds_of();
       }
     }
     sample_rounds = rounds * kTogether;
@@ -203,7 +203,7 @@ struct Together {
         const bool is_f16 = p.a.shape.kv_type == PagedKvType::kF16;
 #pragma unroll
         for (int i = 0; i < kMine; ++i) {
-          if (lane + 32 * i < kDims) values[lane + 32 * i] = half_value(raw[i], is_f16) * __frcp_rn(scales[i]);
+          if (lane + 32 * i < kDims) values[lane + 32 * i] = half_value(raw[i], is_f16) * divide(1.0F, scales[i]);
         }
         __syncwarp();
         float y[Codec::kPieceDims];
@@ -246,7 +246,7 @@ struct Together {
       most = max(most, sum);
     }
     most = __reduce_max_sync(kFullWarp, most);
-    const float sigma = (Codec::kParts == 2 ? 256.0F : 1.0F) * 42.0F * sqrtf(static_cast<float>(most));
+    const float sigma = (Codec::kParts == 2 ? 256.0F : 1.0F) * 42.0F * sqrt_fast(static_cast<float>(most));
     const int part = __float2int_rz(fminf(2.0F * sigma, 3e8F)) + 1;
     return make_uint2(S::key(-2 * part), S::key(3 * part));
   }
