@@ -162,9 +162,9 @@ struct Together {
     if constexpr (kSets == 1) {
       // Groups of whole rounds may be half as large as they should be. Half the lanes and more rounds then, where more than half of what a
       // warp can hold is expected: 5, some ln(G), keys of each group.
-      constexpr int kOfWarp = 8 * 32 * team_held(1, kRing != 0) / 2 / 5;
-      const int size = rounds * lanes * kOfLane;
-      if (lanes > 1 && 6 * size < 5 * group && tokens > kOfWarp * x.size * size) {
+      constexpr u32 kOfWarp = 8 * 32 * team_held(1, kRing != 0) / 2 / 5;
+      const u32 size = static_cast<u32>(rounds * lanes * kOfLane);
+      if (lanes > 1 && 6 * size < 5 * static_cast<u32>(group) && static_cast<u32>(tokens) > kOfWarp * size * static_cast<u32>(x.size)) {
         lanes >>= 1;
         rounds = rounds_of();
       }
