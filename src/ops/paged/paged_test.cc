@@ -177,6 +177,10 @@ TEST(PagedPlan, TakesOneLaunchWhereRowsAreShortEnough) {
   EXPECT_EQ(path(16, 32768, 256, own_tokens), PagedPath::kFused) << "the keys of four sets fill an SM's memory";
   EXPECT_EQ(path(4, 8192, 1024, own_tokens), PagedPath::kOneLaunch);
   EXPECT_EQ(path(1, 8192, 1024, own_tokens), PagedPath::kFused) << "more candidates than registers hold";
+  EXPECT_EQ(path(64, 16384, 1024, own_tokens), PagedPath::kOneLaunch) << "clusters of 4, one after another";
+  const auto int4 = [](auto& s) { s.index_type = PagedIndexType::kI4; };
+  EXPECT_EQ(path(4, 131072, 256, int4), PagedPath::kOneLaunch) << "keys of 16 bits";
+  EXPECT_EQ(path(64, 65536, 256, int4), PagedPath::kFused);
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.fcs_per_query_head = s.tokens_per_query_head = 1; }), PagedPath::kFused);
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.kv_type = PagedKvType::kF16; }), PagedPath::kFused);
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.page_size = 24; }), PagedPath::kFused)
