@@ -211,7 +211,7 @@ AttendLayout attend_layout(const PagedShape& s, const PagedPlan& p) {
   const int sets = team != 0 ? s.sets_at_once() : 1;
   const int64_t pages = ceil_div(s.max_length, s.page_size);
   AttendLayout l{};
-  // None where two CTAs of a team share an SM and it would be of 4 KB or more.
+  // Where two CTAs share an SM no more than 4 KB, as the room is worth more.
   l.table_entries = pages <= (team != 0 && p.ring == 0 ? 1024 : 2048) ? static_cast<int>(pages) : 0;
   l.select = 0;
   l.list = team != 0 ? team_shared_bytes(sets) : kSelectSharedBytes;
