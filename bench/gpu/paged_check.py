@@ -125,6 +125,7 @@ def check_out(step):
 
 
 def check_run(step, plan, lengths):
+    assert plan is not None, "there is no such plan, and the step's own one is not what is asked for"
     step.run(plan)
     check_kept(step, lengths)
     check_out(step)
