@@ -82,7 +82,7 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, int first, int 
   const int g = lane >> 2;
   const int c = lane & 3;
   const auto token_of = [&](int i) { return (i >> 1) * 8 + 2 * c + (i & 1); };
-  const auto choice = choose();  // by whole warps
+  const auto choice = choose();
   const u32 keeps = __ballot_sync(kFullWarp, lane < 16 && first + lane < n && choice.kept(entry, first + lane));
   bool kept[4];
 #pragma unroll

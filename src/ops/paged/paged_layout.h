@@ -28,7 +28,7 @@ FASA_PAGED_BOTH constexpr int team_ctas(int sets) { return sets == 1 ? 16 : 8; }
 FASA_PAGED_BOTH constexpr int team_ties(int sets) { return sets == 1 ? 128 : 64; }
 // Bins of each set: 1 KB for a CTA of the cluster to send.
 FASA_PAGED_BOTH constexpr int team_bins(int sets) { return 512 / sets; }
-// Keys that a lane of it holds in registers: room for few of many, with a ring.
+// Keys that a lane of it holds in registers; with a ring rows have more CTAs for what they keep.
 FASA_PAGED_BOTH constexpr int team_held(int sets, bool has_ring) { return sets != 1 ? 16 : has_ring ? 8 : 12; }
 
 inline constexpr int kPruneBins = 512;
