@@ -38,6 +38,7 @@ def plan_of(paged, shape, settings):
         plan.path = paged.FUSED if two else paged.ONE_LAUNCH
         plan.score_ctas = settings["ctas"] if two else plan.cluster
         plan.ring = settings.get("ring", 0)
+        plan.key_bytes = settings.get("keys", 4)
         plan.lead_ns = 0
         paged.library.complete_plan(shape, plan)
     if "lead" in settings:

@@ -56,7 +56,7 @@ class Device(ctypes.Structure):
 class Plan(ctypes.Structure):
     _fields_ = [(name, I32) for name in (
         "path", "score_rows", "score_ctas", "score_iterations", "quota", "slots", "attend_rows", "cluster", "heads_per_row",
-        "ring", "lead_ctas", "lead_ns", "attend_alone")] + [("score_smem", I64), ("attend_smem", I64), ("workspace_bytes", I64)]
+        "ring", "lead_ctas", "lead_ns", "attend_alone", "key_bytes")] + [("score_smem", I64), ("attend_smem", I64), ("workspace_bytes", I64)]
 
 
 class IndexArgs(ctypes.Structure):
@@ -134,15 +134,16 @@ def two_launches(shape, score_ctas=0):
 STEP_RING = 4  # paged_layout.h
 
 
-def one_launch(shape, cluster, ring=0):
-    """The step in one launch by clusters of this size; None where there is no kernel or not the memory for it."""
+def one_launch(shape, cluster, ring=0, key_bytes=4):
+    """The step in one launch by clusters of this size; None where there is no kernel or not the memory for it. key_bytes: what the plan
+    asks for (int4 keys of 32 dims have 2 in any case)."""
     p = plan(shape)
     most = 8 if shape.tokens_per_query_head else 16
     if p.path == GENERIC or cluster > most:
         return None
     if ring and (shape.head_dim != 128 or shape.num_q_heads > 4 * shape.num_kv_heads or shape.tokens_per_query_head):
         return None
-    p.path, p.score_ctas, p.cluster, p.ring = ONE_LAUNCH, cluster, cluster, ring
+    p.path, p.score_ctas, p.cluster, p.ring, p.key_bytes = ONE_LAUNCH, cluster, cluster, ring, key_bytes
     library.complete_plan(shape, p)
     fits = library.library.fasa_one_launch(ctypes.byref(shape), ctypes.byref(p)) and p.score_smem + p.attend_smem <= 227 * 1024
     return p if fits else None
@@ -155,6 +156,8 @@ def plans(shape, cluster=8):
     if found.path != ONE_LAUNCH or found.cluster != cluster:
         others.append(one_launch(shape, cluster))
     others.append(one_launch(shape, max(1, cluster * 3 // 4), STEP_RING))  # of 1 to 12 CTAs
+    if shape.index_type != INDEX_TYPES["int4"]:  # whose keys have 16 bits in any case, or never
+        others += [p for p in (one_launch(shape, cluster, ring, key_bytes=2) for ring in (0, STEP_RING)) if p and p.key_bytes == 2]
     return [found, *filter(None, others)]
 
 

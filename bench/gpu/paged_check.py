@@ -40,7 +40,7 @@ def scores_of(step, seq, length):
     q = step.q[seq].float().gather(2, dims.expand(s.num_query_tokens, -1, -1)) * scale
     largest = q.abs().view(s.num_query_tokens, s.num_sets, -1).amax(2).repeat_interleave(s.num_q_heads // s.num_sets, 1)[..., None]
     integers = s.index_type in (INDEX_TYPES["int8"], INDEX_TYPES["int4"])
-    limit = {INDEX_TYPES["int8"]: 32512.0, INDEX_TYPES["int4"]: 127.0, INDEX_TYPES["fp8"]: 16.0}.get(s.index_type)
+    limit = {INDEX_TYPES["int8"]: 32512.0, INDEX_TYPES["int4"]: 127.0, INDEX_TYPES["fp8"]: 4.0}.get(s.index_type)
     if limit is not None:
         # A true division, as in the kernels: torch's number / tensor is a reciprocal and a product.
         q = q * (torch.full_like(largest, limit) / largest)

@@ -52,6 +52,11 @@ int64_t attend_rows(const PagedShape& s) {
   return tokens * s.num_kv_heads * ceil_div(s.group(), 8);
 }
 
+// Whether there are kernels of one launch with keys that several scores share.
+bool has_cut_keys(const PagedShape& s) {
+  return s.index_dims <= paged::kShortKeyDims && s.head_dim == 128 && (s.group() <= 4 || s.sets_at_once() == 4);
+}
+
 // Keys that a CTA publishes so that a random order overflows it less than once in 10^6 rows.
 void set_quota(int64_t budget, int32_t ctas, int32_t& quota, int32_t& slots) {
   const double mean = static_cast<double>(budget) / ctas;
@@ -263,8 +268,9 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
     if (keys > paged::kDirectKeys) keys = std::max<int64_t>(keys, 16);  // are looked at by 16
   }
   const bool chunks = !one && keys > paged::kChunkKeys;
-  const int key_bytes = one ? paged::step_key_bytes(s.index_type, s.index_dims) : 4;
-  const int64_t of_thread = chunks ? 6 * paged::kLeftKeys + 4 * paged::kChunkKeys : key_bytes * keys;
+  const int least_bytes = paged::least_key_bytes(s.index_type, s.index_dims);
+  p.key_bytes = !one ? 0 : p.key_bytes == 2 && has_cut_keys(s) ? 2 : least_bytes;
+  const int64_t of_thread = chunks ? 6 * paged::kLeftKeys + 4 * paged::kChunkKeys : (one ? p.key_bytes : 4) * keys;
   const int64_t scoring = (one ? 0 : pruning) +
                           paged::score_query_bytes(heads, s.index_dims, part, one, together, p.ring != 0) +
                           paged::kThreads * of_thread;
@@ -350,7 +356,7 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   const int32_t alone = largest_cluster(device.clusters_alone, rows, most, false);
   const int32_t paired = largest_cluster(device.clusters_paired, rows, most, true);
   const bool has_ring = !quads && s.head_dim == 128 && s.group() <= 4;  // others were not measured with few rows
-  const bool has_short_keys = paged::step_key_bytes(s.index_type, s.index_dims) == 2;
+  const bool has_short_keys = paged::least_key_bytes(s.index_type, s.index_dims) == 2;
   const int64_t of_quads = quad_tokens(need, paired, has_short_keys);
   int32_t cluster = paired;
   if (has_ring && alone > 1 && (paired > 8 || is_small)) {

@@ -145,6 +145,8 @@ struct PagedPlan {
   int32_t lead_ns = 0;
   // Two launches: 1 where the CTAs of launch 2 are so few that they need not share SMs with those of launch 1.
   int32_t attend_alone = 0;
+  // One launch: bytes of a key in shared memory. 2: several int8 or fp8 scores share one, and those of the threshold's are scored again.
+  int32_t key_bytes = 0;
   int64_t score_smem = 0;
   int64_t attend_smem = 0;
   int64_t workspace_bytes = 0;  // 256-byte aligned memory of the caller, no need to clear it; one launch needs none

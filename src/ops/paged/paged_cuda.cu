@@ -120,15 +120,15 @@ paged::AttendKernel attend_kernel_of(const PagedShape& s, bool alone) {
   }
 }
 
-paged::StepKernel step_kernel_of(const PagedShape& s, int ring) {
+paged::StepKernel step_kernel_of(const PagedShape& s, const PagedPlan& p) {
   if (s.kv_type != PagedKvType::kBF16) return nullptr;
   switch (s.index_type) {
     case PagedIndexType::kI8:
-      return paged::step_kernel_int8(s.head_dim, s.index_dims, s.group(), s.sets_at_once(), ring);
+      return paged::step_kernel_int8(s.head_dim, s.index_dims, s.group(), s.sets_at_once(), p.ring, p.key_bytes);
     case PagedIndexType::kI4:
-      return paged::step_kernel_int4(s.head_dim, s.index_dims, s.group(), s.sets_at_once(), ring);
+      return paged::step_kernel_int4(s.head_dim, s.index_dims, s.group(), s.sets_at_once(), p.ring, p.key_bytes);
     case PagedIndexType::kF8E4M3:
-      return paged::step_kernel_fp8(s.head_dim, s.index_dims, s.group(), s.sets_at_once(), ring);
+      return paged::step_kernel_fp8(s.head_dim, s.index_dims, s.group(), s.sets_at_once(), p.ring, p.key_bytes);
     default:
       return nullptr;
   }
@@ -166,7 +166,7 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, void* workspace,
   const int32_t warps = plan.score_ctas * (paged::kThreads / 32);
   const int32_t rows_for_new = (params.rows_of_token + warps - 1) / warps;
   if (plan.path == PagedPath::kOneLaunch) {
-    const paged::StepKernel step = step_kernel_of(s, plan.ring);
+    const paged::StepKernel step = step_kernel_of(s, plan);
     const bool fits = plan.cluster == plan.score_ctas && plan.cluster <= paged::team_ctas(s.sets_at_once());
     if (step == nullptr || !fits || !paged_one_launch_refusal(s).empty()) refuse_plan();
     launch(step,
@@ -215,7 +215,7 @@ namespace {
 
 // Clusters of `size` CTAs with so many bytes of shared memory each that run at once; 0 where there are none.
 int32_t clusters_at_once(int size, int bytes) {
-  const auto kernel = reinterpret_cast<const void*>(paged::step_kernel_int8(128, 32, 4, 1, 0));
+  const auto kernel = reinterpret_cast<const void*>(paged::step_kernel_int8(128, 32, 4, 1, 0, 4));
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};

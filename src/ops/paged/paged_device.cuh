@@ -211,13 +211,6 @@ __device__ __forceinline__ u32 key_of(float s) {
   return s == s ? key : 0U;
 }
 
-// Of 16 bits, of the score of at most 32 int4 codes: 16 times their product with the query, which is at most 127 * 8 * 32. Key 0, no
-// score, is that of kNoShortScore.
-inline constexpr int kNoShortScore = -16 * 32768;
-__device__ __forceinline__ u32 short_key_of(int s) { return static_cast<u32>((s >> 4) + 32768); }
-// Two, the second one in the upper half.
-__device__ __forceinline__ u32 short_keys_of(u32 s, u32 t) { return (t << 12) + 0x80008000U + static_cast<u32>(static_cast<int>(s) >> 4); }
-
 // The float of a key; NaN where there is none.
 __device__ __forceinline__ float value_of(u32 key) {
   return __uint_as_float((key & 0x80000000U) != 0 ? key ^ 0x80000000U : ~key);

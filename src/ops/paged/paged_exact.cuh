@@ -41,7 +41,7 @@ struct ScalarScorer {
     }
     __syncthreads();
     if (s.index_type != PagedIndexType::kBF16) {
-      const float limit = s.index_type == PagedIndexType::kI8 ? 32512.0F : integer(s) ? 127.0F : 16.0F;
+      const float limit = s.index_type == PagedIndexType::kI8 ? 32512.0F : integer(s) ? 127.0F : 4.0F;
       const float inverse = limit / fmaxf(__uint_as_float(*largest), 1e-30F);
       for (int i = threadIdx.x; i < heads * dims; i += blockDim.x) {
         const float x = __uint_as_float(query[i]) * inverse;

@@ -15,10 +15,11 @@ ScoreKernel score_kernel_fp8(int dims, int heads, int sets);
 ScoreKernel score_kernel_int8(int dims, int heads, int sets);
 ScoreKernel score_kernel_int4(int dims, int heads, int sets);
 
-// The whole step in one launch, bf16 K and V; heads: of a KV head; sets: 1, or 4 at once; null where there is none.
-StepKernel step_kernel_int8(int head_dim, int dims, int heads, int sets, int ring);
-StepKernel step_kernel_int4(int head_dim, int dims, int heads, int sets, int ring);
-StepKernel step_kernel_fp8(int head_dim, int dims, int heads, int sets, int ring);
+// The whole step in one launch, bf16 K and V; heads: of a KV head; sets: 1, or 4 at once; key_bytes: as in PagedPlan; null where
+// there is none.
+StepKernel step_kernel_int8(int head_dim, int dims, int heads, int sets, int ring, int key_bytes);
+StepKernel step_kernel_int4(int head_dim, int dims, int heads, int sets, int ring, int key_bytes);
+StepKernel step_kernel_fp8(int head_dim, int dims, int heads, int sets, int ring, int key_bytes);
 
 AttendKernel attend_kernel_64(bool is_f16);
 AttendKernel attend_kernel_96(bool is_f16);

@@ -69,9 +69,11 @@ inline constexpr int kSelectRing = 4;
 inline constexpr int kSelectKeys = 32;
 inline constexpr int kSelectRoom = 512;
 FASA_PAGED_BOTH constexpr int key_vector(int round_keys) { return round_keys < 4 ? round_keys : 4; }
-// Bytes of a key in one launch: scores of 32 int4 codes are below 2^15, but for their unit.
-FASA_PAGED_BOTH constexpr int step_key_bytes(PagedIndexType type, int dims) {
-  return type == PagedIndexType::kI4 && dims <= 32 ? 2 : 4;
+// Dims of which a score has a key of 16 bits, at most (paged_codec.cuh), and bytes of a key in one launch, of a score of its own: those of
+// 32 int4 codes are below 2^15, but for their unit.
+inline constexpr int kShortKeyDims = 32;
+FASA_PAGED_BOTH constexpr int least_key_bytes(PagedIndexType type, int dims) {
+  return type == PagedIndexType::kI4 && dims <= kShortKeyDims ? 2 : 4;
 }
 // Heads that the kernel for `heads` heads scored together has room for.
 FASA_PAGED_BOTH constexpr int score_heads(int heads) { return heads <= 4 ? 4 : heads <= 8 ? 8 : 16; }

@@ -196,37 +196,55 @@ struct KeyStore {
   }
 };
 
-// The same of keys of 16 bits, which are put as the scores that they are of (short_key_of).
+// The same of keys of 16 bits, which are put as the bits of the scores that they are of.
+template <class Codec, int kVector>
 struct ShortKeyStore {
   using Key = unsigned short;
-  static constexpr int kWidth = 4;
+  static constexpr int kWidth = kVector;
+  static_assert(kVector == 2 || kVector == 4);
   unsigned short* keys;
   int n = 0;
   u32 best = 0;  // of every other key in each half
 
   __device__ __forceinline__ unsigned short* at(int i) const { return keys + (i / kWidth * kThreads + threadIdx.x) * kWidth; }
   __device__ __forceinline__ void put(const u32* score) {
-    const u32 low = short_keys_of(score[0], score[1]);
-    const u32 high = short_keys_of(score[2], score[3]);
-    *reinterpret_cast<uint2*>(at(n)) = make_uint2(low, high);
+    const u32 low = Codec::short_keys(score[0], score[1]);
+    if constexpr (kVector == 2) {
+      *reinterpret_cast<u32*>(at(n)) = low;
+      best = __vmaxu2(best, low);
+    } else {
+      const u32 high = Codec::short_keys(score[2], score[3]);
+      *reinterpret_cast<uint2*>(at(n)) = make_uint2(low, high);
+      best = __vmaxu2(best, __vmaxu2(low, high));
+    }
     n += kWidth;
-    best = __vmaxu2(best, __vmaxu2(low, high));
   }
   __device__ __forceinline__ u32 best_key() const { return max(best & 0xFFFFU, best >> 16); }
   __device__ __forceinline__ void get(int i, u32 (&k)[kWidth]) const { load(at(i), k); }
+  // The words of keys from there on.
+  static __device__ __forceinline__ void words(const unsigned short* from, u32 (&w)[kWidth / 2]) {
+    if constexpr (kVector == 2) {
+      w[0] = *reinterpret_cast<const u32*>(from);
+    } else {
+      const uint2 v = *reinterpret_cast<const uint2*>(from);
+      w[0] = v.x;
+      w[1] = v.y;
+    }
+  }
   static __device__ __forceinline__ void load(const unsigned short* from, u32 (&k)[kWidth]) {
-    const uint2 v = *reinterpret_cast<const uint2*>(from);
-    k[0] = v.x & 0xFFFFU;
-    k[1] = v.x >> 16;
-    k[2] = v.y & 0xFFFFU;
-    k[3] = v.y >> 16;
+    u32 w[kWidth / 2];
+    words(from, w);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) k[j] = (j & 1) != 0 ? w[j / 2] >> 16 : w[j / 2] & 0xFFFFU;
   }
   static __device__ __forceinline__ void reaching(const unsigned short* from, u32 least, int bit, u32& some) {
-    const uint2 v = *reinterpret_cast<const uint2*>(from);
-    some |= (v.x & 0xFFFFU) >= least ? 1U << bit : 0U;
-    some |= v.x >= least << 16 ? 2U << bit : 0U;
-    some |= (v.y & 0xFFFFU) >= least ? 4U << bit : 0U;
-    some |= v.y >= least << 16 ? 8U << bit : 0U;
+    u32 w[kWidth / 2];
+    words(from, w);
+#pragma unroll
+    for (int j = 0; j < kWidth; j += 2) {
+      some |= (w[j / 2] & 0xFFFFU) >= least ? 1U << (bit + j) : 0U;
+      some |= w[j / 2] >= least << 16 ? 2U << (bit + j) : 0U;
+    }
   }
 };
 

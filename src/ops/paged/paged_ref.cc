@@ -130,7 +130,7 @@ struct Step {
     }
     if (s.index_type == PagedIndexType::kBF16) return q;
     const bool is_fp8 = s.index_type == PagedIndexType::kF8E4M3;
-    const float inverse = (is_fp8                                ? 16.0F
+    const float inverse = (is_fp8                                ? 4.0F
                            : s.index_type == PagedIndexType::kI8 ? 32512.0F
                                                                  : 127.0F) /
                           std::fmax(largest, 1e-30F);

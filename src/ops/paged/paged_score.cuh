@@ -80,7 +80,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   constexpr int kPieces = R::kPieces;
   constexpr int kKeys = R::kKeys;
   constexpr int kVector = key_vector(kKeys);
-  using Store = std::conditional_t<Beside::kShortKeys, ShortKeyStore, KeyStore<kVector>>;
+  using Store = std::conditional_t<Beside::kShortKeys, ShortKeyStore<Codec, kVector>, KeyStore<kVector>>;
   static_assert(Store::kWidth == kVector);
   constexpr int kQueries = kHeads * kDims;
   constexpr int kPart = kQueries * Codec::kPartBytes;  // bytes of one part of the queries

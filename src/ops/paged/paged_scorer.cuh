@@ -197,15 +197,24 @@ struct Scorer {
   }
   static __device__ __forceinline__ u32 key(Score s) {
     if constexpr (kShortKeys) {
-      return short_key_of(s);
+      return Codec::short_key(s);
     } else {
       return key_of(s);
     }
   }
   // What a store of keys is given for a score: short ones are made two at a time.
-  static constexpr u32 kNone = kShortKeys ? static_cast<u32>(kNoShortScore) : 0U;
-  static __device__ __forceinline__ u32 stored(Score s) {
+  static constexpr u32 none() {
     if constexpr (kShortKeys) {
+      return Codec::kNoShortScore;
+    } else {
+      return 0U;
+    }
+  }
+  static constexpr u32 kNone = none();
+  static __device__ __forceinline__ u32 stored(Score s) {
+    if constexpr (kShortKeys && Codec::kPartBytes == 2) {
+      return __float_as_uint(s);
+    } else if constexpr (kShortKeys) {
       return static_cast<u32>(s);
     } else {
       return key_of(s);

@@ -34,7 +34,8 @@ def test_clustered_scores(index, dims, cluster, own_tokens, size):
     step.q.abs_()
     step.index_scale.mul_(7)
     write_index(step, case)
-    check_run(step, paged.one_launch(step.shape, cluster), case.lengths)
+    for key_bytes in (4, 2):
+        check_run(step, paged.one_launch(step.shape, cluster, key_bytes=key_bytes), case.lengths)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -50,6 +51,52 @@ def test_scores_as_large_as_can_be(own_tokens, sign):
         step.index[step.block_table[0, token // 16], :, token % 16] = 0x77
     for cluster in (1, 2, 3, 8):
         for plan in paged.plans(step.shape, cluster):
+            check_run(step, plan, case.lengths)
+
+
+SHORT_KEYS = [("int8", 16), ("int8", 32), ("fp8", 16), ("fp8", 32)]  # where several scores share one
+
+
+def short_plans(shape):
+    plans = [paged.one_launch(shape, cluster, ring, key_bytes=2) for cluster in (1, 2, 3, 5, 8, 16) for ring in (0, paged.STEP_RING)]
+    plans = [plan for plan in plans if plan]
+    assert len(plans) >= (3 if shape.tokens_per_query_head else 6) and all(plan.key_bytes == 2 for plan in plans)
+    return plans
+
+
+@pytest.mark.parametrize("own_tokens", [False, True])
+@pytest.mark.parametrize("index,dims", SHORT_KEYS)
+def test_short_keys(index, dims, own_tokens):
+    """Of the keys in the threshold's bin, some share 16 bits; twice, the same bytes."""
+    for budget, group in ((300, 4), (1500, 3)):
+        case = Case(lengths=(20000, 6001, 0, 90), kv_heads=1, group=group, index=index, dims=dims, own_tokens=own_tokens, budget=budget)
+        step = make(case)
+        for plan in short_plans(step.shape):
+            check_run(step, plan, case.lengths)
+            first = step.out.clone()
+            step.run(plan)
+            assert torch.equal(first, step.out)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 40.0, 1000.0])
+@pytest.mark.parametrize("own_tokens", [False, True])
+@pytest.mark.parametrize("index,dims", SHORT_KEYS)
+def test_scores_that_share_short_keys(index, dims, own_tokens, spread):
+    """One dim, the same in all tokens, outweighs the others by so much that all scores are in few short keys, or in one, whose keys are
+    divided; in half of the tokens all dims are the same, too. Of either sign. spread: of the others, in units of the int8 query's."""
+    for sign in (1, -1):
+        case = Case(lengths=(20000, 6001), kv_heads=2, index=index, dims=dims, own_tokens=own_tokens, budget=200, append=sign > 0)
+        step = make(case)
+        step.index_scale.fill_(3.0 / {"int8": 127, "fp8": 448}[index])
+        step.q.mul_(spread / 2 / 32512).clamp_(-0.5, 0.5)
+        step.k[:, :, :8] = step.k[0, 0, 0]
+        for head in range(case.kv_heads):
+            step.q[:, :, head * case.group:(head + 1) * case.group, step.dims[head, 0].long()] = sign
+            step.k[:, head, :, step.dims[head, 0].long()] = 2.0
+        if case.append:
+            step.k_new[..., step.dims[:, 0].long()] = 2.0
+        write_index(step, case)
+        for plan in short_plans(step.shape):
             check_run(step, plan, case.lengths)
 
 

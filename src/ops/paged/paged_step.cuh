@@ -11,6 +11,7 @@
 #pragma once
 
 #include "src/ops/paged/paged_attend_kernel.cuh"
+#include "src/ops/paged/paged_rescore.cuh"
 #include "src/ops/paged/paged_score.cuh"
 #include "src/ops/paged/paged_team_select.cuh"
 
@@ -39,9 +40,9 @@ __device__ __forceinline__ AttendRow head_row(const AttendRow& r, int i) {
 }
 
 // What a CTA does while it scores.
-template <class Codec, int kDims, int kHeads, int kDim, int kSets, int kRing>
+template <class Codec, int kDims, int kHeads, int kDim, int kSets, int kRing, int kKeyBytes>
 struct Together {
-  static constexpr bool kShortKeys = step_key_bytes(Codec::kType, kDims) == 2;
+  static constexpr bool kShortKeys = kKeyBytes == 2;
   using S = Scorer<Codec, kDims, kHeads, kSets, kShortKeys>;
   using R = typename S::R;
   static constexpr bool kNewToken = true;
@@ -278,7 +279,17 @@ __device__ __forceinline__ void report_team(const KeptRow<kDim>& row, const Team
   T::sync();
 }
 
-template <class Codec, int kDims, int kHeads, int kDim, int kSets, int kRing>
+// Whether several scores share a key.
+template <class Codec, int kKeyBytes>
+constexpr bool cuts_scores() {
+  if constexpr (kKeyBytes == 2) {
+    return Codec::kCutsScores;
+  } else {
+    return false;
+  }
+}
+
+template <class Codec, int kDims, int kHeads, int kDim, int kSets, int kRing, int kKeyBytes>
 __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) step_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(kLineBytes) char memory[];
@@ -292,14 +303,26 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
   const Exchange<kDim> exchange{memory, p.layout, r.heads * kDim / 32, size, rank, p.cluster_factor};
   auto& team = *reinterpret_cast<TeamShared<kSets>*>(memory + exchange.layout.select);
   const TeamLink<kSets> link{team, memory + exchange.layout.slots, exchange.barrier() + 8, size, rank};
-  Together<Codec, kDims, kHeads, kDim, kSets, kRing> beside(p, r, exchange, link);
+  Together<Codec, kDims, kHeads, kDim, kSets, kRing, kKeyBytes> beside(p, r, exchange, link);
   if constexpr (!beside.kMeetsLate) beside.meet();
   const ScoreRow row{r.seq, 0, r.kv_head, r.kv_head, r.head0, r.heads, r.kv_head, true, true};
   if constexpr (!beside.kMeetsLate) T::wait();
   auto* lists = reinterpret_cast<int*>(memory + exchange.layout.list);
   const int stride = kSets == 1 ? 0 : team_entries(shape.budget, kSets);  // of the lists of the sets
   TeamRange range{0, 0, 0, 0, 0, 0};  // of this thread's set, and its list
-  RowTokens<typename Scorer<Codec, kDims, kHeads, kSets>::R, true, score_rounds_together(kRing)> tokens;
+  using Tokens = RowTokens<typename Scorer<Codec, kDims, kHeads, kSets>::R, true, score_rounds_together(kRing)>;
+  Tokens tokens;
+  // Scores of ties, where several share a key.
+  constexpr bool kCut = cuts_scores<Codec, kKeyBytes>();
+  const auto rescore = [&] {
+    if constexpr (kCut) {
+      const char* queries = memory + exchange.layout.total + kHeads * kDims / 16 * 4;
+      return Rescore<Codec, kDims, kHeads, Tokens>{&p, p.layout.table_entries != 0 ? beside.own_table : nullptr, queries, tokens,
+                                                   row.seq, row.plane};
+    } else {
+      return NoRescore();
+    }
+  };
   const Span span = score_tokens<Codec, kDims, kHeads, kSets, kRing>(
       p, row, rank, size, memory + exchange.layout.total, beside, [&](const auto& store, bool, const auto& tokens_of_row, char* of_warp) {
         tokens = tokens_of_row;
@@ -307,11 +330,12 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
         copy_async_wait();
         __syncwarp();  // of_warp is used for something else now
         TeamKeys<std::decay_t<decltype(store)>, kSets, team_held(kSets, kRing != 0)> keys(store, of_warp);
-        range = find_team_range(link, keys, beside.guesses ? beside.bins : link.range(), kept.need);
+        range = find_team_range(link, keys, beside.guesses ? beside.bins : link.range(), kept.need, rescore());
         const int forced = kept.forced_here();
         const int first = set_of_thread<kSets>() * stride + forced;
-        range.listed = forced + list_team_keys(link, keys, range, [&](int place, int id, u32 tie) {
-          lists[first + place] = id | static_cast<int>(threadIdx.x >> 5) << 13 | static_cast<int>(tie) << 16;
+        const auto of_warp_too = [](int id) { return id | static_cast<int>(threadIdx.x >> 5) << 13; };
+        range.listed = forced + list_team_keys(link, keys, range, of_warp_too, [&](int place, int id, u32 tie) {
+          lists[first + place] = of_warp_too(id) | static_cast<int>(tie) << 16;
         });
       });
   if (!span.scores) copy_async_wait();
@@ -327,7 +351,16 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
   const auto range_of = [&](int i) { return kSets == 1 ? range : team.chosen[i]; };
   const int set = kSets == 1 ? 0 : static_cast<int>(threadIdx.x >> 5) / (kThreads / 32 / kSets);
   const int n = set < r.heads ? range_of(set).listed : 0;
-  link.send_ties(set, range_of(set).before);
+  if constexpr (kCut) {
+    if (range_of(set).cut != 0) {
+      link.send_scored(set, range_of(set).before, rescore());
+    } else {
+      link.send_ties(set, range_of(set).before);
+    }
+    if (size == 1) __syncthreads();
+  } else {
+    link.send_ties(set, range_of(set).before);
+  }
   const auto choose_of = [&](int i) { return choose(link, i, range_of(i), lists + i * stride); };
   const auto token_of = [&](int x) { return x < 0 ? x & INT32_MAX : tokens(x >> 5 & 255, x & 31, x >> 13 & 7); };
   TeamChoice chosen{nullptr, 0, -1};
@@ -351,17 +384,26 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
 // Null where there is none (paged.cc, paged_one_launch_refusal). bf16 K and V; heads: of a KV head; sets: 4 where these choose for
 // themselves.
 template <PagedIndexType kType, int kDims>
-StepKernel pick_step_kernel(int head_dim, int heads, int sets, int ring) {
+StepKernel pick_step_kernel(int head_dim, int heads, int sets, int ring, int key_bytes) {
   using C = Codec<kType>;
+  constexpr int kBytes = least_key_bytes(kType, kDims);
+  if constexpr (kBytes == 4 && kDims <= kShortKeyDims) {
+    if (key_bytes == 2) {
+      if (head_dim != 128 || (heads > 4 && sets == 1)) return nullptr;
+      if (sets == 4) return ring == 0 ? step_kernel<C, kDims, 4, 128, 4, 0, 2> : nullptr;
+      return ring == 0 ? step_kernel<C, kDims, 4, 128, 1, 0, 2> : step_kernel<C, kDims, 4, 128, 1, kStepRing, 2>;
+    }
+  }
+  if (key_bytes != kBytes) return nullptr;
   if (ring != 0) {
     const bool known = ring == kStepRing && head_dim == 128 && heads <= 4 && sets == 1;
-    return known ? step_kernel<C, kDims, 4, 128, 1, kStepRing> : nullptr;
+    return known ? step_kernel<C, kDims, 4, 128, 1, kStepRing, kBytes> : nullptr;
   }
-  if (head_dim == 128 && sets == 4) return step_kernel<C, kDims, 4, 128, 4, 0>;
-  if (head_dim == 64 && sets == 4) return step_kernel<C, kDims, 4, 64, 4, 0>;
-  if (head_dim == 128 && heads <= 4) return step_kernel<C, kDims, 4, 128, 1, 0>;
-  if (head_dim == 128 && heads <= 8) return step_kernel<C, kDims, 8, 128, 1, 0>;
-  if (head_dim == 64 && heads <= 4) return step_kernel<C, kDims, 4, 64, 1, 0>;
+  if (head_dim == 128 && sets == 4) return step_kernel<C, kDims, 4, 128, 4, 0, kBytes>;
+  if (head_dim == 64 && sets == 4) return step_kernel<C, kDims, 4, 64, 4, 0, kBytes>;
+  if (head_dim == 128 && heads <= 4) return step_kernel<C, kDims, 4, 128, 1, 0, kBytes>;
+  if (head_dim == 128 && heads <= 8) return step_kernel<C, kDims, 8, 128, 1, 0, kBytes>;
+  if (head_dim == 64 && heads <= 4) return step_kernel<C, kDims, 4, 64, 1, 0, kBytes>;
   return nullptr;
 }
 

@@ -2,10 +2,10 @@
 
 namespace fasa::ops::paged {
 
-StepKernel step_kernel_int4(int head_dim, int dims, int heads, int sets, int ring) {
+StepKernel step_kernel_int4(int head_dim, int dims, int heads, int sets, int ring, int key_bytes) {
   constexpr auto kType = PagedIndexType::kI4;
-  if (dims == 32) return pick_step_kernel<kType, 32>(head_dim, heads, sets, ring);
-  if (dims == 64) return pick_step_kernel<kType, 64>(head_dim, heads, sets, ring);
+  if (dims == 32) return pick_step_kernel<kType, 32>(head_dim, heads, sets, ring, key_bytes);
+  if (dims == 64) return pick_step_kernel<kType, 64>(head_dim, heads, sets, ring, key_bytes);
   return nullptr;
 }
 

@@ -25,6 +25,10 @@ struct alignas(16) TeamRange {
   u32 before;      // of those inside, in the CTAs before this one
   u32 kept;        // in all
   int listed = 0;  // entries of this CTA's list
+  u32 cut = 0;     // 1: several scores share a key, so those inside are scored again (paged_rescore.cuh)
+
+  // Whether what is perhaps kept is one key, of which there may be any number.
+  __device__ __forceinline__ bool one_value() const { return among != 0 && first == last && cut == 0; }
 };
 
 template <int kSets>
@@ -218,6 +222,33 @@ struct TeamLink {
       const u32 key = ties[i];
 #pragma unroll 1
       for (int peer = static_cast<int>(threadIdx.x / 32 % kOf); peer < size; peer += kOf) {
+        store_peer(peer_address(to, peer), peer_address(barriers + kTies, peer), key);
+      }
+    }
+  }
+  // The same where the ties are ids of keys that several scores share, which the full keys take the place of. Then, without a cluster,
+  // a barrier. again: as in find_team_range.
+  template <class Rescore>
+  __device__ __forceinline__ void send_scored(int set, u32 before, const Rescore& again) const {
+    constexpr u32 kHeads = kSets == 1 ? Rescore::kHeads : 1;  // lanes of a tie, each for one head
+    constexpr u32 kOf = kThreads / kSets / kHeads;            // ties at once
+    const u32 thread = threadIdx.x % (kThreads / kSets);
+    const u32 head = thread % kHeads;
+    const u32 own = s.own_ties[set];
+    u32* ties = s.ties + set * team_ties(kSets) + before;
+#pragma unroll 1
+    for (u32 i = thread / kHeads; i - (i & (32 / kHeads - 1)) < own; i += kOf) {  // by whole warps
+      u32 key = key_of(again.score(ties[min(i, own - 1)], kSets == 1 ? static_cast<int>(head) : set));
+#pragma unroll
+      for (u32 o = 1; o < kHeads; o <<= 1) key = max(key, __shfl_xor_sync(kFullWarp, key, o));
+      if (i >= own) continue;
+      if (size == 1) {
+        if (head == 0) ties[i] = key;
+        continue;
+      }
+      const u32 to = shared_address(ties + i);
+#pragma unroll 1
+      for (int peer = static_cast<int>(head); peer < size; peer += static_cast<int>(kHeads)) {
         store_peer(peer_address(to, peer), peer_address(barriers + kTies, peer), key);
       }
     }

@@ -133,9 +133,11 @@ struct TeamSearch {
   BinFound f;
   u32 before;  // keys of its bin in the CTAs before this one
   bool done;
+  bool divides;         // a key is to be divided, as several scores share it
+  bool divided = false;  // first and last are among the rests of one
 
-  // After another histogram: true where the bin is as narrow as need be, or there is nothing to look for.
-  __device__ __forceinline__ void see(const BinFound& found, u32 total, u32 need) {
+  // After another histogram: done where the bin is as narrow as need be, or there is nothing to look for. cut: several scores share a key.
+  __device__ __forceinline__ void see(const BinFound& found, u32 total, u32 need, bool cut) {
     f = found;
     done = true;
     if (f.bin < 0) {
@@ -148,16 +150,31 @@ struct TeamSearch {
       const u32 start = first + (static_cast<u32>(f.bin) << shift);
       if (f.bin != kBins - 1) last = min(last, start + ((1U << shift) - 1U));
       first = start;
-      if (f.through - f.before <= team_ties(kSets) || f.through == need || first == last) return;
+      divides = cut && !divided && first == last;
+      if (f.through - f.before <= team_ties(kSets) || f.through == need || (first == last && !divides)) return;
       above = f.before;
     }
     shift = bin_shift(last - first, kBits);
     done = false;
   }
+  // From here on keys are the rests of those equal to `first`, 0 where they were below and 2^16 - 1, above `last`, where above.
+  __device__ __forceinline__ u32 divide(u32 key, u32 rest) const { return key == first ? rest : key > first ? 0xFFFFU : 0U; }
+  __device__ __forceinline__ void see_divided() {
+    first = 1;
+    last = 0xFFFEU;
+    shift = bin_shift(last - first, kBits);
+    divides = false;
+    divided = true;
+  }
+};
+
+// Where every score has a key of its own (else paged_rescore.cuh).
+struct NoRescore {
+  static constexpr bool kCut = false;
 };
 
 // One histogram of each set, of keys(f), which calls f for each key; of those that are done with it nothing changes.
-template <int kSets, class Keys>
+template <bool kCut, int kSets, class Keys>
 __device__ __forceinline__ void search_team(const TeamLink<kSets>& link, TeamSearch<kSets>& search, u32 need, u32 parity,
                                             const Keys& keys) {
   const int set = set_of_thread<kSets>();
@@ -177,19 +194,29 @@ __device__ __forceinline__ void search_team(const TeamLink<kSets>& link, TeamSea
   const int from = set_lane<kSets>();
   const u32 before = sets_sum<kSets>(from < link.rank && found.bin >= 0 ? link.count_of(from, set, found.bin) : 0U);
   if (!seeks) return;
-  search.see(found, total, need);
+  search.see(found, total, need, kCut);
   search.before = before;
 }
 
 // More histograms, of all keys: rare, and a call, so that nothing of it is prepared for otherwise.
-template <class Store, int kSets>
-__device__ __noinline__ TeamSearch<kSets> search_on(TeamLink<kSets> link, Store store, TeamSearch<kSets> search,
-                                                    u32 need) {
+template <class Store, int kSets, class Rescore>
+__device__ __noinline__ TeamSearch<kSets> search_on(TeamLink<kSets> link, Store store, TeamSearch<kSets> search, u32 need, Rescore again) {
   u32 parity = 0;
   do {
+    if constexpr (Rescore::kCut) {
+      if (any_set<kSets>(search.divides)) {
+        const int lane = static_cast<int>(threadIdx.x & 31);
+        for (int i = 0; search.divides && i < store.n; ++i) {
+          auto* key = store.at(i & ~(Store::kWidth - 1)) + (i & (Store::kWidth - 1));
+          const u32 rest = *key == search.first ? again.template rest<kSets>(i * 32 + lane, *key) : 0U;
+          *key = static_cast<typename Store::Key>(search.divide(*key, rest));
+        }
+        if (search.divides) search.see_divided();
+      }
+    }
     parity ^= 1U;
     link.again();
-    search_team(link, search, need, parity, [&](const auto& f) {
+    search_team<Rescore::kCut>(link, search, need, parity, [&](const auto& f) {
       constexpr int kVector = Store::kWidth;
       for (int i = 0; i < store.n; ++i) f(*(store.at(i & ~(kVector - 1)) + (i & (kVector - 1))));
     });
@@ -198,15 +225,16 @@ __device__ __noinline__ TeamSearch<kSets> search_on(TeamLink<kSets> link, Store 
 }
 
 // The range of the `need`-th best of all keys of the team, of each thread's set. range: what the bins are to cover, the same for all
-// threads of a set. keys: holds those from `first` on afterwards.
-template <int kSets, class Keys>
-__device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link, Keys& keys, const uint2& range, u32 need) {
+// threads of a set. keys: holds those from `first` on afterwards. again: scores of single tokens, where several share a key.
+template <int kSets, class Keys, class Rescore>
+__device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link, Keys& keys, const uint2& range, u32 need,
+                                                     const Rescore& again) {
   constexpr int kBits = TeamSearch<kSets>::kBits;
-  TeamSearch<kSets> search{range.x, 0xFFFFFFFFU, 0, bin_shift(range.y - range.x, kBits), {-1, 0, 0}, 0, false};
+  TeamSearch<kSets> search{range.x, 0xFFFFFFFFU, 0, bin_shift(range.y - range.x, kBits), {-1, 0, 0}, 0, false, false};
   keys.hold(search.first);
-  search_team(link, search, need, 0, [&](const auto& f) { keys.for_each([&](u32 k, int) { f(k); }); });
+  search_team<Rescore::kCut>(link, search, need, 0, [&](const auto& f) { keys.for_each([&](u32 k, int) { f(k); }); });
   if (any_set<kSets>(!search.done)) {
-    search = search_on(link, keys.store, search, need);
+    search = search_on(link, keys.store, search, need, again);
     keys.hold(search.first);
   }
   const BinFound& f = search.f;
@@ -216,9 +244,10 @@ __device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link
   } else if (f.through == need) {
     r = {search.first, search.last, 0, 0, 0, need};
   }
+  if constexpr (Rescore::kCut) r.cut = search.divided ? 0U : 1U;
   if (link.size > 1) {
     // Ties of all sets come to one barrier.
-    const u32 ties = r.among != 0 && r.first != r.last ? r.inside : 0U;
+    const u32 ties = r.among != 0 && !r.one_value() ? r.inside : 0U;
     u32 all = ties;
     if constexpr (kSets != 1) all = of_set<kSets>(ties, 0) + of_set<kSets>(ties, 1) + of_set<kSets>(ties, 2) + of_set<kSets>(ties, 3);
     if (threadIdx.x == 0 && all != 0) expect_stores(link.barriers + link.kTies, static_cast<int>(all) * 4);
@@ -228,13 +257,15 @@ __device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link
 
 // Puts this CTA's keys from r.first on to the list of their set: put(place, id of TeamKeys, tie), places 0, 1... in a fixed order. Where
 // the range is one value, of which there may be any number, only those that are kept, the first ones: nothing is left to choose then.
-// Ties go to where those of all CTAs will be, in any order; tie: which of the CTA's it is, from 1 on, or 0. Returns how many are on the
-// list of the lane's set, at most all that are kept and team_ties. Barriers within, none at the end.
-template <int kSets, class Keys, class Put>
-__device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const Keys& keys, TeamRange& r, const Put& put) {
+// Ties go to where those of all CTAs will be, in any order, their keys, or where several scores share one tie_of(id of TeamKeys); tie:
+// which of the CTA's it is, from 1 on, or 0. Returns how many are on the list of the lane's set, at most all that are kept and team_ties.
+// Barriers within, none at the end.
+template <int kSets, class Keys, class TieOf, class Put>
+__device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const Keys& keys, TeamRange& r, const TieOf& tie_of,
+                                              const Put& put) {
   const int set = set_of_thread<kSets>();
   const u32 lane = 1U << (threadIdx.x & 31);
-  const bool one_value = r.among != 0 && r.first == r.last;
+  const bool one_value = r.one_value();
   u32 below = one_value ? r.last : r.first - 1U;
   u32 most = 0xFFFFFFFFU;
   u32 listed = 0;
@@ -263,7 +294,7 @@ __device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const
         u32 tie = 0;
         if (has_ties && k <= r.last) {
           tie = atomicAdd(link.s.own_ties + set, 1U) + 1U;
-          own_ties[tie - 1U] = k;
+          own_ties[tie - 1U] = r.cut != 0 ? tie_of(keys.id_of(j)) : k;
         }
         put(static_cast<int>(at), keys.id_of(j), tie);
       }
