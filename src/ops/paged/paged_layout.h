@@ -18,6 +18,13 @@ inline constexpr int64_t kPagedSharedMemory = 227 * 1024;
 
 namespace paged {
 
+// Rows that the score kernel's grid has: 4 query heads choose together in one, or a KV head does.
+constexpr int64_t score_rows(const PagedShape& s) {
+  const int64_t tokens = static_cast<int64_t>(s.num_seqs) * s.num_query_tokens;
+  if (s.fcs_per_query_head != 0) return tokens * s.num_q_heads;
+  return tokens * s.num_kv_heads * (s.tokens_per_query_head != 0 ? (s.group() + 3) / 4 : 1);
+}
+
 // What is copied to shared memory (cp.async) begins at such a line: to other places it takes longer.
 inline constexpr int kLineBytes = 128;
 FASA_PAGED_BOTH constexpr int whole_lines(int bytes) { return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes; }

@@ -165,7 +165,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const Tokens tokens{turns, rank, ctas, span.first_new};
   const int rounds = __shfl_sync(kFullWarp, tokens.rounds_of(warp), 0);  // so that branches on it are known to be the warp's
 
-  const bool whole_units = Beside::kNewToken || (shape.page_size & 15) == 0;  // in one launch always (paged.cc)
+  const bool whole_units = Beside::kNewToken || (shape.page_size & 15) == 0;  // in one launch always
   const auto next_batch = [&](int batch) {
     // Units past the end are read as the batch's first one; rows past the end are memory of the cache.
     const bool inside = lane_turn(batch) < turns;

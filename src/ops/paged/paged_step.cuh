@@ -1,6 +1,6 @@
 // The whole step in one launch: a cluster a row, whose CTAs score their tokens (paged_score.cuh), find the threshold together
 // (paged_team.cuh), and attend each to those of its own that are kept (paged_attend.cuh). It saves lists in L2, what lies between two
-// launches, and a fallback. For rows short enough that the CTAs of one cluster score them as fast as the chip could (paged.cc).
+// launches, and a fallback. For rows short enough that the CTAs of one cluster score them as fast as the chip could (paged_plan.cc).
 //
 // Memory: rounds of the index on their way in registers where an SM has two of the CTAs, in shared memory (kRing) where it has one,
 //   which then has two tiles of K and V on their way, too.
