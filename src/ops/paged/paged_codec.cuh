@@ -58,6 +58,7 @@ struct Codec;
 // Integer codes: sums are exact.
 struct IntegerCodec {
   using Score = int;
+  static constexpr bool kCutsScores = false;
   static constexpr int kPartBytes = 1;
   static __device__ __forceinline__ void multiply(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     mma_s8_k32(d, a[0], a[1], a[2], a[3], b0, b1);
@@ -117,7 +118,6 @@ struct Codec<PagedIndexType::kI4> : IntegerCodec {
   static constexpr int kPieceDims = 32;
   static constexpr int kSlabs = 4;
   static constexpr int kParts = 1;
-  static constexpr bool kCutsScores = false;
   static constexpr u32 kNoShortScore = 0xFFF80000U;
   static __device__ __forceinline__ float limit() { return 127.0F; }
   // Scores are 16 times 127 * 8 * 32 at most.
@@ -144,6 +144,8 @@ struct Codec<PagedIndexType::kI4> : IntegerCodec {
 // Float codes: sums in f32.
 struct FloatCodec {
   using Score = float;
+  static constexpr bool kCutsScores = false;
+  static constexpr u32 kNoShortScore = 0;
   static constexpr int kPartBytes = 2;
 };
 

@@ -211,6 +211,9 @@ __device__ __forceinline__ u32 key_of(float s) {
   return s == s ? key : 0U;
 }
 
+__device__ __forceinline__ u32 bits_of(int s) { return static_cast<u32>(s); }
+__device__ __forceinline__ u32 bits_of(float s) { return __float_as_uint(s); }
+
 // The float of a key; NaN where there is none.
 __device__ __forceinline__ float value_of(u32 key) {
   return __uint_as_float((key & 0x80000000U) != 0 ? key ^ 0x80000000U : ~key);

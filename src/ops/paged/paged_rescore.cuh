@@ -9,7 +9,7 @@ namespace fasa::ops::paged {
 // Tokens: RowTokens of the CTA. An id is number * 32 + lane of a key, and its warp from bit 13 on.
 template <class Codec, int kDims, int kNumHeads, class Tokens>
 struct Rescore {
-  static constexpr bool kCut = true;
+  static constexpr bool kCuts = true;
   static constexpr int kHeads = kNumHeads;  // which has a query each, also where the row has fewer
   static constexpr int kPieces = kDims / Codec::kPieceDims;
 

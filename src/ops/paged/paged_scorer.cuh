@@ -203,22 +203,9 @@ struct Scorer {
     }
   }
   // What a store of keys is given for a score: short ones are made two at a time.
-  static constexpr u32 none() {
-    if constexpr (kShortKeys) {
-      return Codec::kNoShortScore;
-    } else {
-      return 0U;
-    }
-  }
-  static constexpr u32 kNone = none();
+  static constexpr u32 kNone = kShortKeys ? Codec::kNoShortScore : 0U;
   static __device__ __forceinline__ u32 stored(Score s) {
-    if constexpr (kShortKeys && Codec::kPartBytes == 2) {
-      return __float_as_uint(s);
-    } else if constexpr (kShortKeys) {
-      return static_cast<u32>(s);
-    } else {
-      return key_of(s);
-    }
+    return kShortKeys ? bits_of(s) : key_of(s);
   }
   // What is stored of the keys of this lane (Round::token_of).
   static __device__ __forceinline__ void reduce(Sums& all, u32 (&keys)[R::kKeys]) {

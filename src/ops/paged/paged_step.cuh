@@ -279,16 +279,6 @@ __device__ __forceinline__ void report_team(const KeptRow<kDim>& row, const Team
   T::sync();
 }
 
-// Whether several scores share a key.
-template <class Codec, int kKeyBytes>
-constexpr bool cuts_scores() {
-  if constexpr (kKeyBytes == 2) {
-    return Codec::kCutsScores;
-  } else {
-    return false;
-  }
-}
-
 template <class Codec, int kDims, int kHeads, int kDim, int kSets, int kRing, int kKeyBytes>
 __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) step_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
@@ -312,10 +302,9 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
   TeamRange range{0, 0, 0, 0, 0, 0};  // of this thread's set, and its list
   using Tokens = RowTokens<typename Scorer<Codec, kDims, kHeads, kSets>::R, true, score_rounds_together(kRing)>;
   Tokens tokens;
-  // Scores of ties, where several share a key.
-  constexpr bool kCut = cuts_scores<Codec, kKeyBytes>();
+  constexpr bool kCuts = kKeyBytes == 2 && Codec::kCutsScores;
   const auto rescore = [&] {
-    if constexpr (kCut) {
+    if constexpr (kCuts) {
       const char* queries = memory + exchange.layout.total + kHeads * kDims / 16 * 4;
       return Rescore<Codec, kDims, kHeads, Tokens>{&p, p.layout.table_entries != 0 ? beside.own_table : nullptr, queries, tokens,
                                                    row.seq, row.plane};
@@ -333,9 +322,8 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
         range = find_team_range(link, keys, beside.guesses ? beside.bins : link.range(), kept.need, rescore());
         const int forced = kept.forced_here();
         const int first = set_of_thread<kSets>() * stride + forced;
-        const auto of_warp_too = [](int id) { return id | static_cast<int>(threadIdx.x >> 5) << 13; };
-        range.listed = forced + list_team_keys(link, keys, range, of_warp_too, [&](int place, int id, u32 tie) {
-          lists[first + place] = of_warp_too(id) | static_cast<int>(tie) << 16;
+        range.listed = forced + list_team_keys(link, keys, range, [&](int place, int id, u32 tie) {
+          lists[first + place] = id | static_cast<int>(tie) << 16;
         });
       });
   if (!span.scores) copy_async_wait();
@@ -351,7 +339,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
   const auto range_of = [&](int i) { return kSets == 1 ? range : team.chosen[i]; };
   const int set = kSets == 1 ? 0 : static_cast<int>(threadIdx.x >> 5) / (kThreads / 32 / kSets);
   const int n = set < r.heads ? range_of(set).listed : 0;
-  if constexpr (kCut) {
+  if constexpr (kCuts) {
     if (range_of(set).cut != 0) {
       link.send_scored(set, range_of(set).before, rescore());
     } else {
@@ -390,8 +378,9 @@ StepKernel pick_step_kernel(int head_dim, int heads, int sets, int ring, int key
   if constexpr (kBytes == 4 && kDims <= kShortKeyDims) {
     if (key_bytes == 2) {
       if (head_dim != 128 || (heads > 4 && sets == 1)) return nullptr;
-      if (sets == 4) return ring == 0 ? step_kernel<C, kDims, 4, 128, 4, 0, 2> : nullptr;
-      return ring == 0 ? step_kernel<C, kDims, 4, 128, 1, 0, 2> : step_kernel<C, kDims, 4, 128, 1, kStepRing, 2>;
+      if (ring == kStepRing && sets == 1) return step_kernel<C, kDims, 4, 128, 1, kStepRing, 2>;
+      if (ring != 0) return nullptr;
+      return sets == 4 ? step_kernel<C, kDims, 4, 128, 4, 0, 2> : step_kernel<C, kDims, 4, 128, 1, 0, 2>;
     }
   }
   if (key_bytes != kBytes) return nullptr;

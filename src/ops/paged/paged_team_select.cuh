@@ -92,7 +92,7 @@ struct TeamKeys {
     const int i = id >> 5;
     return store.keys + (i / kVector * kThreads + static_cast<int>(threadIdx.x & ~31U) + (id & 31)) * kVector + i % kVector;
   }
-  // f(key, j) by whole warps; id_of(j) is the key's number * 32 + lane.
+  // f(key, j) by whole warps; id_of(j) is the key's number * 32 + lane, and its warp from bit 13 on.
   template <class F>
   __device__ __forceinline__ void for_each(const F& f) const {
     if (fits) {
@@ -115,7 +115,7 @@ struct TeamKeys {
   }
   __device__ __forceinline__ int id_of(int j) const {
     const int lane = static_cast<int>(threadIdx.x & 31);
-    return direct || !fits ? j * 32 + lane : ids[j * kLanes + set_lane<kSets>()];
+    return (direct || !fits ? j * 32 + lane : ids[j * kLanes + set_lane<kSets>()]) | static_cast<int>(threadIdx.x >> 5) << 13;
   }
 };
 
@@ -136,8 +136,8 @@ struct TeamSearch {
   bool divides;         // a key is to be divided, as several scores share it
   bool divided = false;  // first and last are among the rests of one
 
-  // After another histogram: done where the bin is as narrow as need be, or there is nothing to look for. cut: several scores share a key.
-  __device__ __forceinline__ void see(const BinFound& found, u32 total, u32 need, bool cut) {
+  // After another histogram: done where the bin is as narrow as need be, or there is nothing to look for. cuts: several scores share a key.
+  __device__ __forceinline__ void see(const BinFound& found, u32 total, u32 need, bool cuts) {
     f = found;
     done = true;
     if (f.bin < 0) {
@@ -150,7 +150,7 @@ struct TeamSearch {
       const u32 start = first + (static_cast<u32>(f.bin) << shift);
       if (f.bin != kBins - 1) last = min(last, start + ((1U << shift) - 1U));
       first = start;
-      divides = cut && !divided && first == last;
+      divides = cuts && !divided && first == last;
       if (f.through - f.before <= team_ties(kSets) || f.through == need || (first == last && !divides)) return;
       above = f.before;
     }
@@ -170,11 +170,11 @@ struct TeamSearch {
 
 // Where every score has a key of its own (else paged_rescore.cuh).
 struct NoRescore {
-  static constexpr bool kCut = false;
+  static constexpr bool kCuts = false;
 };
 
 // One histogram of each set, of keys(f), which calls f for each key; of those that are done with it nothing changes.
-template <bool kCut, int kSets, class Keys>
+template <bool kCuts, int kSets, class Keys>
 __device__ __forceinline__ void search_team(const TeamLink<kSets>& link, TeamSearch<kSets>& search, u32 need, u32 parity,
                                             const Keys& keys) {
   const int set = set_of_thread<kSets>();
@@ -194,16 +194,16 @@ __device__ __forceinline__ void search_team(const TeamLink<kSets>& link, TeamSea
   const int from = set_lane<kSets>();
   const u32 before = sets_sum<kSets>(from < link.rank && found.bin >= 0 ? link.count_of(from, set, found.bin) : 0U);
   if (!seeks) return;
-  search.see(found, total, need, kCut);
+  search.see(found, total, need, kCuts);
   search.before = before;
 }
 
 // More histograms, of all keys: rare, and a call, so that nothing of it is prepared for otherwise.
-template <class Store, int kSets, class Rescore>
-__device__ __noinline__ TeamSearch<kSets> search_on(TeamLink<kSets> link, Store store, TeamSearch<kSets> search, u32 need, Rescore again) {
+template <class Store, int kSets, class Again>
+__device__ __noinline__ TeamSearch<kSets> search_on(TeamLink<kSets> link, Store store, TeamSearch<kSets> search, u32 need, Again again) {
   u32 parity = 0;
   do {
-    if constexpr (Rescore::kCut) {
+    if constexpr (Again::kCuts) {
       if (any_set<kSets>(search.divides)) {
         const int lane = static_cast<int>(threadIdx.x & 31);
         for (int i = 0; search.divides && i < store.n; ++i) {
@@ -216,7 +216,7 @@ __device__ __noinline__ TeamSearch<kSets> search_on(TeamLink<kSets> link, Store 
     }
     parity ^= 1U;
     link.again();
-    search_team<Rescore::kCut>(link, search, need, parity, [&](const auto& f) {
+    search_team<Again::kCuts>(link, search, need, parity, [&](const auto& f) {
       constexpr int kVector = Store::kWidth;
       for (int i = 0; i < store.n; ++i) f(*(store.at(i & ~(kVector - 1)) + (i & (kVector - 1))));
     });
@@ -226,13 +226,13 @@ __device__ __noinline__ TeamSearch<kSets> search_on(TeamLink<kSets> link, Store 
 
 // The range of the `need`-th best of all keys of the team, of each thread's set. range: what the bins are to cover, the same for all
 // threads of a set. keys: holds those from `first` on afterwards. again: scores of single tokens, where several share a key.
-template <int kSets, class Keys, class Rescore>
+template <int kSets, class Keys, class Again>
 __device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link, Keys& keys, const uint2& range, u32 need,
-                                                     const Rescore& again) {
+                                                     const Again& again) {
   constexpr int kBits = TeamSearch<kSets>::kBits;
   TeamSearch<kSets> search{range.x, 0xFFFFFFFFU, 0, bin_shift(range.y - range.x, kBits), {-1, 0, 0}, 0, false, false};
   keys.hold(search.first);
-  search_team<Rescore::kCut>(link, search, need, 0, [&](const auto& f) { keys.for_each([&](u32 k, int) { f(k); }); });
+  search_team<Again::kCuts>(link, search, need, 0, [&](const auto& f) { keys.for_each([&](u32 k, int) { f(k); }); });
   if (any_set<kSets>(!search.done)) {
     search = search_on(link, keys.store, search, need, again);
     keys.hold(search.first);
@@ -244,7 +244,7 @@ __device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link
   } else if (f.through == need) {
     r = {search.first, search.last, 0, 0, 0, need};
   }
-  if constexpr (Rescore::kCut) r.cut = search.divided ? 0U : 1U;
+  if constexpr (Again::kCuts) r.cut = search.divided ? 0U : 1U;
   if (link.size > 1) {
     // Ties of all sets come to one barrier.
     const u32 ties = r.among != 0 && !r.one_value() ? r.inside : 0U;
@@ -255,14 +255,13 @@ __device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link
   return r;
 }
 
-// Puts this CTA's keys from r.first on to the list of their set: put(place, id of TeamKeys, tie), places 0, 1... in a fixed order. Where
+// Puts this CTA's keys from r.first on to the list of their set: put(place, TeamKeys::id_of, tie), places 0, 1... in a fixed order. Where
 // the range is one value, of which there may be any number, only those that are kept, the first ones: nothing is left to choose then.
-// Ties go to where those of all CTAs will be, in any order, their keys, or where several scores share one tie_of(id of TeamKeys); tie:
-// which of the CTA's it is, from 1 on, or 0. Returns how many are on the list of the lane's set, at most all that are kept and team_ties.
-// Barriers within, none at the end.
-template <int kSets, class Keys, class TieOf, class Put>
-__device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const Keys& keys, TeamRange& r, const TieOf& tie_of,
-                                              const Put& put) {
+// Ties go to where those of all CTAs will be, in any order: their keys, or their ids where several scores share a key; tie: which of the
+// CTA's it is, from 1 on, or 0. Returns how many are on the list of the lane's set, at most all that are kept and team_ties. Barriers
+// within, none at the end.
+template <int kSets, class Keys, class Put>
+__device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const Keys& keys, TeamRange& r, const Put& put) {
   const int set = set_of_thread<kSets>();
   const u32 lane = 1U << (threadIdx.x & 31);
   const bool one_value = r.one_value();
@@ -294,7 +293,7 @@ __device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const
         u32 tie = 0;
         if (has_ties && k <= r.last) {
           tie = atomicAdd(link.s.own_ties + set, 1U) + 1U;
-          own_ties[tie - 1U] = r.cut != 0 ? tie_of(keys.id_of(j)) : k;
+          own_ties[tie - 1U] = r.cut != 0 ? static_cast<u32>(keys.id_of(j)) : k;
         }
         put(static_cast<int>(at), keys.id_of(j), tie);
       }
