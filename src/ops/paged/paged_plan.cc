@@ -198,12 +198,12 @@ int64_t quad_tokens(int64_t need, int32_t paired, bool has_short_keys) {
 // CTAs of the clusters that serve four sets each, of at most so many tokens a CTA: as large as run at once in so many waves.
 int32_t quad_cluster(const PagedShape& s, const PagedDevice& device, int64_t tokens) {
   const int64_t rows = paged::score_rows(s);
-  const bool is_large = s.budget - s.sinks - s.recent > 1024;
-  const int32_t least = s.max_length > 4096 ? 2 : 1;
+  const int64_t need = s.budget - s.sinks - s.recent;
+  const int32_t least = need <= 512 || s.max_length > 4096 ? 2 : 1;
   for (int64_t waves = 1; waves <= rows; ++waves) {
     // Or all but a few, which take less long than another wave.
     for (const int64_t percent : {100, 95}) {
-      if (percent < 100 && waves < (is_large ? 3 : 2)) continue;
+      if (percent < 100 && waves < (need > 1024 ? 3 : 2)) continue;
       const int64_t at_once = ceil_div(ceil_div(rows * percent, 100), waves);
       const int32_t cluster = largest_cluster(device.clusters_paired, at_once, 8, waves == 1);
       if (cluster >= least && ceil_div(s.max_length, cluster) <= tokens) return cluster;
@@ -290,9 +290,9 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
 }
 
 // How far the first CTA of an SM goes ahead of the second. If both begin together they ask for the index together, then both choose while
-// the memory waits, then both gather. Measured: half as long as one gathers at full bandwidth, and some of what choosing takes, or, where
-// four sets are chosen, as long as it gathers or half as long as it scores, and little longer than it scores. Not where CTAs are too few to
-// share all SMs: the last ones would end later.
+// the memory waits, then both gather. Measured: nearly half as long as one gathers at full bandwidth, and some of what choosing takes, but
+// little longer than half of what it scores; where four sets are chosen that in any case. Not where CTAs are too few to share all SMs, or
+// little is gathered: the last ones would end later, unless several run one after another, or rows are of few bytes but many tokens.
 void set_lead(const PagedShape& s, const PagedDevice& device, PagedPlan& p) {
   if (p.cluster > 4 || p.ring != 0 || device.memory_gbs == 0 || !two_fit(p)) return;
   if (p.attend_rows * int64_t{10} < device.clusters_paired[p.cluster - 1] * int64_t{9}) return;
@@ -301,9 +301,15 @@ void set_lead(const PagedShape& s, const PagedDevice& device, PagedPlan& p) {
       ceil_div(int64_t{s.budget} * (quads ? p.heads_per_row : 1), p.cluster) * 4 * s.head_dim;  // bytes
   const int64_t index = ceil_div(s.max_length, p.cluster) * s.index_row_bytes();
   const auto ns = [&](int64_t bytes) { return bytes * device.num_sms / device.memory_gbs; };
+  int64_t lead = ns(index) / 2 + 2500;
+  if (!quads) {
+    const bool is_narrow = s.index_row_bytes() <= 16;
+    const bool gathers = ns(kept) >= (is_narrow ? 4500 : 2500);
+    if (!gathers && (is_narrow || p.attend_rows <= device.clusters_paired[p.cluster - 1])) return;
+    lead = gathers ? std::min(ns(kept) * 2 / 5 + 1500, lead) : ns(index) / 2;
+  }
   p.lead_ctas = device.num_sms / p.cluster * p.cluster;
-  p.lead_ns = static_cast<int32_t>(quads ? ns(std::min(std::max(kept, index / 2), index * 13 / 10)) + 1000
-                                         : std::min(ns(kept * 2 / 5) + 1500, ns(index * 3 / 5) + 2500));
+  p.lead_ns = static_cast<int32_t>(lead);
 }
 
 }  // namespace
