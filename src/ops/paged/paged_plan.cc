@@ -190,7 +190,7 @@ int64_t shared_tokens(int64_t need, int32_t paired, bool has_ring, bool has_shor
 // The same where four sets are chosen: four keys a token, and four lists.
 int64_t quad_tokens(int64_t need, int32_t paired, bool has_short_keys) {
   if (need > 512 && paired > 8) return 0;
-  if (has_short_keys) return need > 1024 ? 6144 : paired > 8 ? 11264 : 8192;
+  if (has_short_keys) return need > 1024 ? 6144 : paired > 12 ? 9216 : paired > 8 ? 11264 : 8192;
   if (need <= 512) return paired > 1 ? 6144 : 4096;
   return need > 1024 ? 2752 : 4096;
 }
