@@ -133,7 +133,7 @@ struct TeamSearch {
   BinFound f;
   u32 before;  // keys of its bin in the CTAs before this one
   bool done;
-  bool divides;         // a key is to be divided, as several scores share it
+  bool divides;          // a key is to be divided, as several scores share it
   bool divided = false;  // first and last are among the rests of one
 
   // After another histogram: done where the bin is as narrow as need be, or there is nothing to look for. cuts: several scores share a key.
