@@ -2,6 +2,7 @@
 
     PYTHONPATH=bench/gpu python bench/gpu/compare.py --shapes 1x128x256,4x32x256 old=old.so new=build/cuda/lib/libfasa_paged_c.so
     ... new=LIBRARY pairs=LIBRARY:cluster=2 ring=LIBRARY:cluster=9:ring=4 late=LIBRARY:lead=4000 two=LIBRARY:launches=2:ctas=32:cluster=8
+    ... new=LIBRARY short=LIBRARY:cluster=2:keys=2                          # keys of 16 bits
     ... --sweep 8 new=LIBRARY                                               # the 8 fastest of all plans
 
 A shape is sequences x K tokens x budget. Machines of the same kind differ, and so do runs: compare what one run prints. Without

@@ -56,7 +56,8 @@ class Device(ctypes.Structure):
 class Plan(ctypes.Structure):
     _fields_ = [(name, I32) for name in (
         "path", "score_rows", "score_ctas", "score_iterations", "quota", "slots", "attend_rows", "cluster", "heads_per_row",
-        "ring", "lead_ctas", "lead_ns", "attend_alone", "key_bytes")] + [("score_smem", I64), ("attend_smem", I64), ("workspace_bytes", I64)]
+        "ring", "lead_ctas", "lead_ns", "attend_alone", "key_bytes")] + [
+        (name, I64) for name in ("score_smem", "attend_smem", "workspace_bytes")]
 
 
 class IndexArgs(ctypes.Structure):
