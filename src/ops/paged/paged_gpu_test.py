@@ -12,7 +12,7 @@ import torch
 
 import paged
 from paged import INDEX_TYPES, KV_TYPES, Shape, Step, library
-from paged_check import attend_f64, check_kept, check_out, check_run, error, pick, unit_of
+from paged_check import attend_f64, check_kept, check_out, check_run, check_unreported, error, pick, unit_of
 
 torch.set_num_threads(2)  # the processes of pytest-xdist share the cores
 REDUCED = os.environ.get("FASA_REDUCED") == "1"
@@ -130,6 +130,7 @@ def check_case(case, fused=None, with_ref=True):
         assert torch.equal(step.out._base[:, :, -1], untouched), "nothing written between rows"
         check_kept(step, case.lengths)
         check_out(step)
+        check_unreported(step, plan)
     if with_ref:
         blank = ref.index.clone()
         slots = slots_of(step, case).cpu()

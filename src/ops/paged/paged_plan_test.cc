@@ -45,7 +45,7 @@ void expect_fits(int32_t batch, int64_t length, int32_t budget, bool own_tokens,
     EXPECT_LE(p.cluster, own_tokens ? 8 : 16);
     // Pairs may run one after another, and where four sets are chosen any.
     const auto& at_once = p.ring != 0 ? kH200.clusters_alone : kH200.clusters_paired;
-    EXPECT_TRUE(p.cluster <= (own_tokens ? 8 : 2) || batch * s.num_kv_heads <= at_once[p.cluster - 1])
+    EXPECT_TRUE(own_tokens || p.cluster <= 2 || batch * s.num_kv_heads <= at_once[p.cluster - 1])
         << batch << " " << p.cluster;
   } else {
     EXPECT_GE(p.workspace_bytes, int64_t{batch} * s.num_sets() * p.lists() * (8 * p.slots + 16));
@@ -121,6 +121,7 @@ TEST(PagedPlan, TakesOneLaunchWhereRowsAreShortEnough) {
   EXPECT_EQ(path(2, 131072, 256, same), PagedPath::kOneLaunch) << "by clusters of 6";
   EXPECT_EQ(path(4, 131072, 256, same), PagedPath::kOneLaunch) << "by keys of 16 bits";
   EXPECT_EQ(path(4, 262144, 256, same), PagedPath::kFused) << "one cluster would score for too long";
+  EXPECT_EQ(path(16, 32768, 2048, same), PagedPath::kOneLaunch);
   EXPECT_EQ(path(16, 32768, 4096, same), PagedPath::kOneLaunch);
   EXPECT_EQ(path(64, 32768, 1024, same), PagedPath::kOneLaunch) << "pairs, one after another";
   EXPECT_EQ(path(64, 32768, 256, same), PagedPath::kOneLaunch) << "pairs, one after another";
@@ -137,6 +138,7 @@ TEST(PagedPlan, TakesOneLaunchWhereRowsAreShortEnough) {
   EXPECT_EQ(path(64, 16384, 1024, own_tokens), PagedPath::kOneLaunch) << "clusters of 4, one after another";
   const auto int4 = [](auto& s) { s.index_type = PagedIndexType::kI4; };
   EXPECT_EQ(path(4, 131072, 256, int4), PagedPath::kOneLaunch) << "keys of 16 bits";
+  EXPECT_EQ(path(64, 65536, 256, int4), PagedPath::kFused);
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.fcs_per_query_head = s.tokens_per_query_head = 1; }), PagedPath::kFused);
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.kv_type = PagedKvType::kF16; }), PagedPath::kFused);
   EXPECT_EQ(path(1, 8192, 256, [](auto& s) { s.page_size = 24; }), PagedPath::kFused)

@@ -345,7 +345,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
     } else {
       link.send_ties(set, range_of(set).before);
     }
-    if (size == 1) __syncthreads();
+    __syncthreads();  // K and V come to where the queries are that ties are scored with
   } else {
     link.send_ties(set, range_of(set).before);
   }

@@ -226,8 +226,8 @@ struct TeamLink {
       }
     }
   }
-  // The same where the ties are ids of keys that several scores share, which the full keys take the place of. Then, without a cluster,
-  // a barrier. again: as in find_team_range.
+  // The same where the ties are ids of keys that several scores share, which the full keys take the place of. Then a barrier. again: as in
+  // find_team_range.
   template <class Again>
   __device__ __forceinline__ void send_scored(int set, u32 before, const Again& again) const {
     constexpr u32 kHeads = kSets == 1 ? Again::kHeads : 1;  // lanes of a tie, each for one head
