@@ -97,8 +97,9 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   set_quota(s.budget, p.score_ctas, p.quota, p.slots);
   const int together = s.sets_at_once();
   const auto row = static_cast<int>(s.index_row_bytes());
-  // The turns of a CTA are units of 16 tokens, its warps' rounds several of them.
-  const int64_t units = ceil_div(ceil_div(s.max_length, 16), p.score_ctas) * 16;
+  // The turns of a CTA are units of tokens, its warps' rounds one or several of them.
+  const int64_t unit = paged::score_unit_tokens(p.ring);
+  const int64_t units = ceil_div(ceil_div(s.max_length, unit), p.score_ctas) * unit;
   const int64_t round = int64_t{paged::kThreads} / 32 * paged::score_round_tokens(row);
   const int32_t together_rounds = paged::score_rounds_together(p.ring);
   p.score_iterations = static_cast<int32_t>(ceil_div(units, round * together_rounds)) * together_rounds;

@@ -24,9 +24,12 @@
 namespace fasa::ops::paged {
 
 // Which token the keys of a CTA are of: key i of a lane is of round i / kKeys of its warp.
-// kTogether: a warp has a multiple of so many rounds, perhaps of no tokens at all.
-template <class R, bool kNewToken, int kTogether>
+// kTogether: a warp has a multiple of so many rounds, perhaps of no tokens at all. kUnit: tokens of a unit.
+template <class R, bool kNewToken, int kTogether, int kUnit>
 struct RowTokens {
+  static constexpr int kUnits = R::kTokens / kUnit;  // of a round
+  static_assert(kUnits * kUnit == R::kTokens);
+
   int turns;  // units of tokens of this CTA
   int rank;
   int ctas;
@@ -34,15 +37,15 @@ struct RowTokens {
 
   // Unit of tokens number `slot` of a warp's round.
   static __device__ __forceinline__ int turn_of(int round, int slot, int warp) {
-    return (round * (kThreads / 32) + warp) * R::kUnits + slot;
+    return (round * (kThreads / 32) + warp) * kUnits + slot;
   }
   __device__ __forceinline__ int rounds_of(int warp) const {
-    constexpr int kAll = kThreads / 32 * R::kUnits;
+    constexpr int kAll = kThreads / 32 * kUnits;
     return (max(0, turns - turn_of(0, 0, warp) + kAll - 1) / kAll + kTogether - 1) / kTogether * kTogether;
   }
   __device__ __forceinline__ int token_at(int round, int i, int lane, int warp) const {
     const int x = R::token_of(i, lane);
-    return spread_unit(turn_of(round, x >> 4, warp), rank, ctas) * 16 + (x & 15);
+    return spread_unit(turn_of(round, x / kUnit, warp), rank, ctas) * kUnit + x % kUnit;
   }
   // A new token's keys are after those of the rounds.
   __device__ __forceinline__ int operator()(int i, int lane, int warp) const {
@@ -106,17 +109,28 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const float my_scale = __ldg(p.a.index_scale + plane0 + tid % kDims);
 
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
-  using Tokens = RowTokens<R, Beside::kNewToken, score_rounds_together(kRing)>;
-  const auto turn_of = [&](int round, int slot) { return Tokens::turn_of(round, slot, warp); };
-  // A lane looks up one unit of a batch of rounds, for which no length is needed.
-  const int last_unit = static_cast<int>((shape.max_length - 1) >> 4);
-  const auto lane_turn = [&](int batch) { return turn_of(batch * R::kBatch + lane / R::kUnits, lane % R::kUnits); };
-  const auto lane_place = [&](int batch) {
-    return place_of(p, min(spread_unit(lane_turn(batch), rank, ctas), last_unit) * 16);
+  constexpr int kUnit = score_unit_tokens(kRing);
+  using Tokens = RowTokens<R, Beside::kNewToken, score_rounds_together(kRing), kUnit>;
+  constexpr int kUnits = Tokens::kUnits;
+  // A lane looks up a piece of a batch of rounds, for which no length is needed: a unit, or 16 tokens of one where pages are too short.
+  constexpr bool kLong = kUnit != 16;
+  const bool is_long = kLong && (shape.page_size & (kUnit - 1)) == 0;
+  const int piece_tokens = is_long ? kUnit : 16;
+  const int batch_rounds = is_long ? 32 / kUnits : 32 / (R::kTokens / 16);
+  const int last_piece = static_cast<int>(shape.max_length - 1) & -piece_tokens;
+  const auto lane_token = [&](int batch) {
+    int i = batch * 32 + lane;
+    int within = 0;
+    if (kLong && !is_long) {
+      within = i % (kUnit / 16) * 16;
+      i /= kUnit / 16;
+    }
+    return spread_unit(Tokens::turn_of(i / kUnits, i % kUnits, warp), rank, ctas) * kUnit + within;
   };
+  const auto lane_place = [&](int token) { return place_of(p, min(token, last_piece)); };
   // Blocks of the units go to shared memory by cp.async, as no register should wait for them.
   const auto ask_block = [&](const int32_t* entry) { copy_async4(shared_address(unit_blocks + lane), entry); };
-  const auto ask_batch = [&](int batch) { ask_block(table + lane_place(batch).page); };
+  const auto ask_batch = [&](int batch) { ask_block(table + lane_place(lane_token(batch)).page); };
   constexpr int kMine = (kQueries + nt - 1) / nt;  // queries of a thread
   const auto my_head = [&](int i) { return min((tid + i * nt) / kDims, r.heads - 1); };
   const char* my_query_row[kMine];
@@ -127,14 +141,14 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
       computed(my_query_row[i]);
     }
   }
-  const int32_t* first_entry = table + lane_place(0).page;
+  const int32_t* first_entry = table + lane_place(lane_token(0)).page;
   const int32_t* length_at = p.a.lengths + r.seq;
   computed(first_entry);
   computed(length_at);
   const char* index = static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride;
   // What a lane loads: piece c % kPieces of token lane / kPieces of a load.
   const int piece_offset = c % kPieces * 16;
-  int64_t lane_offset = static_cast<int64_t>(lane / kPieces & 15) * p.a.index.token_stride + piece_offset;
+  int64_t lane_offset = static_cast<int64_t>(lane / kPieces & (piece_tokens - 1)) * p.a.index.token_stride + piece_offset;
   computed(lane_offset);  // once, not in every round
 
   touch(first_entry);
@@ -157,7 +171,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const Span span(p, length, r.query);
   const int lo = span.lo;
   const int hi_old = min(span.hi, span.first_new);
-  const int units = hi_old > lo ? (hi_old + 15) >> 4 : 0;
+  const int units = hi_old > lo ? (hi_old + kUnit - 1) / kUnit : 0;
   // This CTA has the turns below `turns`, this warp so many rounds of them.
   int turns = static_cast<int>(__umulhi(static_cast<u32>(units), p.cta_factor));  // units / ctas, or one less
   turns += (turns + 1) * ctas <= units ? 1 : 0;
@@ -166,20 +180,23 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const int rounds = __shfl_sync(kFullWarp, tokens.rounds_of(warp), 0);  // so that branches on it are known to be the warp's
 
   const bool whole_units = Beside::kNewToken || (shape.page_size & 15) == 0;  // in one launch always
-  const auto next_batch = [&](int batch) {
-    // Units past the end are read as the batch's first one; rows past the end are memory of the cache.
-    const bool inside = lane_turn(batch) < turns;
-    const int offset = inside ? lane_place(batch).offset : 0;
-    if (kRing == 0 || batch == 0) copy_async_wait();  // else waited for with the batch's first round
+  // waits: for the blocks, which in the ring came with an earlier round.
+  const auto next_batch = [&](int batch, auto waits) {
+    // Pieces past the end are read as the batch's first one; rows past the end are memory of the cache.
+    const int token = lane_token(batch);
+    const bool inside = token < hi_old;
+    const int offset = inside ? lane_place(token).offset : 0;
+    if constexpr (waits.value) copy_async_wait();
     __syncwarp();
     const int block = unit_blocks[inside ? lane : 0];
     const char* rows = index + block * p.a.index.block_stride + offset * p.a.index.token_stride;
     unit_rows[lane] = static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(rows));
     __syncwarp();
   };
+  const auto pointer = [](unsigned long long at) { return reinterpret_cast<const char*>(static_cast<uintptr_t>(at)); };
   const auto find_round = [&](int round, const char*(&from)[R::kLoads]) {
     if (whole_units) {
-      const unsigned long long* base = unit_rows + (round * R::kUnits & 31);
+      const unsigned long long* base = unit_rows + (round * (R::kTokens / 16) & 31);
 #pragma unroll
       for (int j = 0; j < R::kLoads; ++j) {
         unsigned long long at;
@@ -190,7 +207,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
           const ulonglong2 two = *reinterpret_cast<const ulonglong2*>(base + (slot & ~1));
           at = (slot & 1) == 0 ? two.x : two.y;
         }
-        from[j] = reinterpret_cast<const char*>(static_cast<uintptr_t>(at));
+        from[j] = pointer(at);
       }
 #pragma unroll
       for (int j = 0; j < R::kLoads; ++j) {
@@ -200,7 +217,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
 #pragma unroll
       for (int j = 0; j < R::kLoads; ++j) {
         const int x = j * R::kLoadTokens + lane / kPieces;
-        const int unit = spread_unit(min(turn_of(round, x >> 4), turns - 1), rank, ctas);
+        const int unit = spread_unit(min(Tokens::turn_of(round, x >> 4, warp), turns - 1), rank, ctas);
         const Place place = place_of(p, min(unit * 16 + (x & 15), hi_old - 1));
         from[j] =
             index + table[place.page] * p.a.index.block_stride + place.offset * p.a.index.token_stride + piece_offset;
@@ -217,14 +234,34 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   uint4 rows[kBuffers][R::kLoads];
   const u32 end = shared_address(memory) + static_cast<u32>(p.plan.score_smem);
   const u32 ring = end - (nt / 32 - warp) * kRing * kRoundBytes + lane * 16;
-  const auto copy_round = [&](int round) {
-    const char* from[R::kLoads];
-    find_round(round, from);
+  // Where a round and the one after it, which are of even number and odd, are in the ring.
+  const auto place_in_ring = [&](int round) { return ring + (round & (kRing - 2)) * kRoundBytes; };
+  const int64_t load_stride = R::kLoadTokens * p.a.index.token_stride;
+  const auto copy_rounds = [&](int round, u32 to) {
+    if (is_long) {
+      const auto* units_of = reinterpret_cast<const ulonglong2*>(unit_rows + (round * kUnits & 31));
+      constexpr int kOfUnit = kUnit / R::kLoadTokens;  // loads
 #pragma unroll
-    for (int j = 0; j < R::kLoads; ++j) copy_async16(ring + (round & (kRing - 1)) * kRoundBytes + j * 512, from[j]);
+      for (int i = 0; i < kUnits; ++i) {
+        const ulonglong2 two = units_of[i];
+#pragma unroll
+        for (int j = 0; j < 2 * kOfUnit; ++j) {
+          const char* from = pointer(j < kOfUnit ? two.x : two.y) + lane_offset + j % kOfUnit * load_stride;
+          copy_async16(to + (i * 2 * kOfUnit + j) * 512, from);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int b = 0; b < 2; ++b) {
+        const char* from[R::kLoads];
+        find_round(round + b, from);
+#pragma unroll
+        for (int j = 0; j < R::kLoads; ++j) copy_async16(to + b * kRoundBytes + j * 512, from[j]);
+      }
+    }
   };
   if (rounds > 0) {
-    next_batch(0);
+    next_batch(0, std::true_type());
   } else {
     copy_async_wait();
   }
@@ -245,15 +282,15 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
       if (rounds > b) load_round(b, rows[b]);
     }
   } else {
-    if (rounds > R::kBatch) ask_batch(1);  // in the first group
+    if (rounds > batch_rounds) ask_batch(1);  // in the first group
 #pragma unroll
-    for (int b = 0; b < kRing; ++b) {
-      if (rounds > b) copy_round(b);
+    for (int b = 0; b < kRing; b += 2) {
+      if (rounds > b) copy_rounds(b, place_in_ring(b));
       copy_async_commit();
     }
   }
   beside.prepare(length, span);
-  if (kRing == 0 && rounds > R::kBatch) ask_batch(1);
+  if (kRing == 0 && rounds > batch_rounds) ask_batch(1);
 
   if constexpr (Beside::kNewToken) {
     __syncthreads();
@@ -264,7 +301,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   beside.score(span, queries);
   if (!span.scores) return span;
   S scorer(queries);
-  const bool has_head = set_of_thread<kSets>() < r.heads;
+  const bool has_head = kSets == 1 || set_of_thread<kSets>() < r.heads;
 
   Store store{keys};
   // Rounds of a chunk of keys, and those that every warp has.
@@ -279,7 +316,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   }
   int sample_round = 0;
   // Sinks are in a warp's first rounds, what is past the end in its last one.
-  const int rounds_with_sinks = lo == 0 ? 0 : 1 + (lo >> 4) / (nt / 32 * R::kUnits);  // or fewer
+  const int rounds_with_sinks = lo == 0 ? 0 : 1 + lo / (nt / 32 * R::kTokens);  // or fewer
   // Keys of some rounds, of their sums; each step for all of them, as what follows from one waits for itself.
   const auto put_keys = [&](auto& all, int round, bool masks) {
     constexpr int kRounds = sizeof(all) / sizeof(all[0]);
@@ -320,13 +357,14 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
     // Two at a time, as what follows from one waits for itself.
 #pragma unroll 1
     for (int round = 0; round < rounds; round += 2) {
-      copy_async_wait<kRing - 2>();
+      copy_async_wait<kRing / 2 - 1>();
       uint4 v[2][R::kLoads];
       typename S::Sums all[2];
+      const u32 from = place_in_ring(round);
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
 #pragma unroll
-        for (int j = 0; j < R::kLoads; ++j) v[b][j] = load_shared(ring + ((round + b) & (kRing - 1)) * kRoundBytes + j * 512);
+        for (int j = 0; j < R::kLoads; ++j) v[b][j] = load_shared(from + b * kRoundBytes + j * 512);
       }
       // The next ones are asked for before these are multiplied, where codes need no widening (2%; else it is the other way round). A
       // lane's reads of the ring are ahead of its copies to the same place, as one unit does both in order.
@@ -338,18 +376,13 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
       if constexpr (!kAsksFirst) multiply();
       const int next = round + kRing;
       if (next < rounds) {
-        if ((next & (R::kBatch - 1)) == 0) {
-          next_batch(next / R::kBatch);
-          ask_batch(next / R::kBatch + 1);
+        if ((next & (batch_rounds - 1)) == 0) {
+          next_batch(next / batch_rounds, std::false_type());
+          ask_batch(next / batch_rounds + 1);
         }
-        copy_round(next);
-        copy_async_commit();
-        copy_round(next + 1);
-        copy_async_commit();
-      } else {
-        copy_async_commit();
-        copy_async_commit();
+        copy_rounds(next, from);  // where these are
       }
+      copy_async_commit();
       if constexpr (kAsksFirst) multiply();
       put_keys(all, round, round < rounds_with_sinks || round + 2 >= rounds || !has_head);
       if constexpr (Beside::kNewToken) {
@@ -359,9 +392,10 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   }
   for (int round = 0; kRing == 0 && round < rounds; round += kBuffers) {
     // A batch begins where the first of these rounds is followed by one.
-    if (((round + kBuffers) & (R::kBatch - 1)) == 0 && round + kBuffers < rounds) {
-      next_batch((round + kBuffers) / R::kBatch);
-      ask_batch((round + kBuffers) / R::kBatch + 1);
+    const int next = round + kBuffers;
+    if ((next & (batch_rounds - 1)) == 0 && next < rounds) {
+      next_batch(next / batch_rounds, std::true_type());
+      ask_batch(next / batch_rounds + 1);
     }
     // Not in a condition: the compiler counts all rounds on their way on one counter and so waits for all of them here; past a branch
     // around this it would wait again, for those that were asked for since.

@@ -22,10 +22,7 @@ struct Round {
   static constexpr int kLoads = kRoundLoads;        // pieces a lane
   static constexpr int kLoadTokens = 32 / kPieces;  // tokens of one load of the warp
   static constexpr int kTokens = kLoads * kLoadTokens;
-  static constexpr int kUnits = kTokens / 16;
-  static constexpr int kBatch = 32 / kUnits;          // rounds whose units are looked up together
   static constexpr int kKeys = kSets * kTokens / 32;  // of a lane
-  static_assert(kBatch % kBuffers == 0);
   static_assert(kTokens == score_round_tokens(kRowBytes) && kKeys == score_round_keys(kRowBytes, kSets));
 
   // Queries that 8 rows or columns of a product are, for `heads` heads at most.
