@@ -8,7 +8,7 @@ BF16, F8 = torch.bfloat16, torch.float8_e4m3fn
 
 
 def unit_of(k, rank, ctas):
-    """spread_unit of paged_prune.cuh: the k-th unit of 16 tokens of a CTA."""
+    """spread_unit of paged_prune.cuh: the k-th unit of tokens of a CTA."""
     return k * ctas + (rank + (((k * 0x9E3779B1 & 0xFFFFFFFF) >> 16) * ctas >> 16)) % ctas
 
 

@@ -329,13 +329,14 @@ def test_hot_tokens(where, budget):
     for case, plan in plans:
         assert plan.score_ctas > 1
         step = make(case)
+        unit = 64 if plan.ring else 16
         tokens = {
             "window": torch.arange(7777, 7777 + budget),
             "start": torch.arange(budget),
             "stride": torch.arange(budget) * 64 + 3,
-            "one CTA": torch.tensor([unit_of(k, 1, plan.score_ctas) * 16 + i for k in range(budget // 16 + 1) for i in range(16)]),
-            "two CTAs": torch.tensor([unit_of(k, r, plan.score_ctas) * 16 + i for k in range(budget // 32 + 1) for r in (0, 3)
-                                      for i in range(16)]),
+            "one CTA": torch.tensor([unit_of(k, 1, plan.score_ctas) * unit + i for k in range(budget // unit + 1) for i in range(unit)]),
+            "two CTAs": torch.tensor([unit_of(k, r, plan.score_ctas) * unit + i for k in range(budget // 2 // unit + 1) for r in (0, 3)
+                                      for i in range(unit)]),
         }[where].cuda()
         tokens = tokens[tokens < 19990]
         if where == "one CTA":

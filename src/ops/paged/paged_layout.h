@@ -58,9 +58,9 @@ inline constexpr int kRoundBytes = 512 * kRoundLoads;
 inline constexpr int kDirectKeys = 8;
 // Where a CTA has an SM for itself and many tokens: rounds that a warp has on their way in shared memory.
 inline constexpr int kStepRing = 4;
-// Tokens of a unit, which the CTAs of a row take in turn: few, so that neighbours, which may be kept together, lie in different CTAs. With a
-// ring more, as there are fewer to look up then.
-FASA_PAGED_BOTH constexpr int score_unit_tokens(int ring) { return ring != 0 ? 64 : 16; }
+// Tokens of a unit, which the CTAs of a row take in turn: few, so that neighbours, which may be kept together, lie in different CTAs. With
+// a ring more, as there are fewer to look up then.
+FASA_PAGED_BOTH constexpr int score_unit_log2(int ring) { return ring != 0 ? 6 : 4; }
 // Rounds that a warp scores at once: what follows from one waits for itself.
 FASA_PAGED_BOTH constexpr int score_rounds_together(int ring) { return ring != 0 ? 2 : 1; }
 FASA_PAGED_BOTH constexpr int score_round_tokens(int row_bytes) { return 512 * kRoundLoads / row_bytes; }

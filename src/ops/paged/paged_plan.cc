@@ -98,7 +98,7 @@ void complete_plan(const PagedShape& s, PagedPlan& p) {
   const int together = s.sets_at_once();
   const auto row = static_cast<int>(s.index_row_bytes());
   // The turns of a CTA are units of tokens, its warps' rounds one or several of them.
-  const int64_t unit = paged::score_unit_tokens(p.ring);
+  const int64_t unit = int64_t{1} << paged::score_unit_log2(p.ring);
   const int64_t units = ceil_div(ceil_div(s.max_length, unit), p.score_ctas) * unit;
   const int64_t round = int64_t{paged::kThreads} / 32 * paged::score_round_tokens(row);
   const int32_t together_rounds = paged::score_rounds_together(p.ring);
@@ -196,6 +196,25 @@ int64_t quad_tokens(int64_t need, int32_t paired, bool has_short_keys) {
   return need > 1024 ? 2752 : 4096;
 }
 
+// Tokens of a CTA that has an SM for itself, and so a ring; alone, paired: CTAs of a row if each has one, or two share one. Shorter rows are
+// faster with their rounds in registers; where much is kept, two tiles of K and V on their way count sooner.
+struct TokenRange {
+  int64_t from;
+  int64_t to;
+};
+TokenRange ring_tokens(const PagedShape& s, int32_t alone, int32_t paired, bool has_short_keys) {
+  const int64_t need = s.budget - s.sinks - s.recent;
+  const bool is_small = need <= 512;
+  const bool is_narrow = s.index_row_bytes() <= 16;
+  const int64_t most = has_short_keys && (alone <= 8 || (is_small && is_narrow)) ? 49152 : 32768;
+  if (paired <= 8) {
+    const int64_t from = 56 * 1024 / s.index_row_bytes();
+    return {from, is_small ? most : need > 1024 ? 0 : alone > 2 ? 16384 : 4096};
+  }
+  const int64_t to = has_short_keys && !is_small && alone > 8 ? 65536 : most;
+  return {need > 1024 && alone > 8 ? 896 : alone < 8 ? 1792 : is_narrow && is_small ? 4096 : 2560, to};
+}
+
 // CTAs of the clusters that serve four sets each, of at most so many tokens a CTA: as large as run at once in so many waves.
 int32_t quad_cluster(const PagedShape& s, const PagedDevice& device, int64_t tokens) {
   const int64_t rows = paged::score_rows(s);
@@ -230,19 +249,13 @@ PagedPlan one_launch_with(const PagedShape& s, const PagedDevice& device, int32_
   const int64_t of_quads = quad_tokens(need, paired, has_short_keys);
   const auto of = [&](int32_t cluster, int32_t ring) { return one_launch_of(s, cluster, ring, key_bytes); };
   int32_t cluster = paired;
-  if (has_ring && alone > 1 && (paired > 8 || is_small)) {
-    // Shorter rows are faster with their rounds in registers; where much is kept, two tiles of K and V on their way count sooner. Of
-    // CTAs with little to read, 8 exchange less than 9.
+  if (has_ring && alone > 1) {
     const int64_t tokens = ceil_div(s.max_length, alone);
-    const int64_t bytes = tokens * s.index_row_bytes();
-    const bool is_long = paired <= 8 ? bytes >= 56 * 1024 : tokens >= (need > 1024 && alone > 8 ? 896 : 2560);
-    const int64_t longest = !has_short_keys ? 32768
-                            : alone <= 8    ? 49152
-                            : is_small      ? 32768
-                            : need > 1024   ? 65536
-                                            : 45056;
-    if (is_long && tokens <= longest) {
-      const PagedPlan p = of(is_small && bytes < 160 * 1024 ? std::min(8, alone) : alone, paged::kStepRing);
+    const TokenRange of_ring = ring_tokens(s, alone, paired, has_short_keys);
+    if (tokens >= of_ring.from && tokens <= of_ring.to) {
+      // Of CTAs with little to read, 8 exchange less than 9.
+      const bool reads_little = is_small && tokens * s.index_row_bytes() < 160 * 1024;
+      const PagedPlan p = of(reads_little ? std::min(8, alone) : alone, paged::kStepRing);
       if (p.path == PagedPath::kOneLaunch) return p;
     }
   }
@@ -285,7 +298,7 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   // unless several waves of small ones gather much.
   const int64_t need = s.budget - s.sinks - s.recent;
   const int64_t at_once = device.clusters_paired[q.cluster - 1];
-  const bool is_one_wave = q.attend_rows <= at_once && q.attend_rows * 10 >= at_once * 9;
+  const bool is_one_wave = q.attend_rows <= at_once && q.attend_rows * 10 >= at_once * 8;
   const bool is_smaller = q.cluster < p.cluster && (need <= 512 || need > 1024 || is_one_wave);
   return is_smaller || (two_fit(q) && !two_fit(p)) ? q : p;
 }

@@ -159,7 +159,8 @@ TEST(PagedPlan, TakesKeysOf16BitsWhereTheyDoWithSmallerClusters) {
   EXPECT_EQ(key_bytes(4, 131072, 256, 0, PagedIndexType::kI8), 2);
   EXPECT_EQ(key_bytes(4, 131072, 2048, 0, PagedIndexType::kI8), 2) << "by clusters of 6, not 7";
   EXPECT_EQ(key_bytes(1, 524288, 2048, 0, PagedIndexType::kI8), 2);
-  EXPECT_EQ(key_bytes(1, 524288, 1024, 0, PagedIndexType::kI8), 0) << "two launches";
+  EXPECT_EQ(key_bytes(1, 524288, 1024, 0, PagedIndexType::kI8), 2);
+  EXPECT_EQ(key_bytes(1, 524288, 256, 0, PagedIndexType::kI8), 0) << "two launches";
   EXPECT_EQ(key_bytes(64, 32768, 256, 0, PagedIndexType::kF8E4M3, 16), 2);
   EXPECT_EQ(key_bytes(16, 16384, 256, 1, PagedIndexType::kI8), 2);
   EXPECT_EQ(key_bytes(64, 8192, 256, 1, PagedIndexType::kI8), 4);
@@ -178,10 +179,20 @@ TEST(PagedPlan, TakesClustersThatRunAtOnce) {
   EXPECT_EQ(plan(1, 32768, 256).cluster, 8);
   EXPECT_NE(plan(1, 32768, 256).ring, 0);
   EXPECT_EQ(plan(1, 8192, 256).ring, 0) << "short rows have their rounds in registers";
+  const auto narrow = [](int64_t length) {
+    PagedShape s = llama_shape(1, length, 256);
+    s.index_type = PagedIndexType::kI4;
+    return paged_plan(s, kH200);
+  };
+  EXPECT_EQ(narrow(32768).ring, 0) << "there is little to read";
+  EXPECT_NE(narrow(49152).ring, 0);
+  EXPECT_NE(narrow(393216).ring, 0) << "two launches take longer";
   EXPECT_NE(plan(1, 8192, 2048).ring, 0) << "but where two tiles of K and V on their way count";
   EXPECT_EQ(plan(1, 16384, 1024).cluster, 16) << "of which two CTAs share an SM";
   EXPECT_EQ(plan(2, 8192, 256).cluster, 6) << "which have an SM each";
-  EXPECT_EQ(plan(4, 32768, 1024).cluster, 6) << "two of 7 of the 32 clusters would wait";
+  EXPECT_EQ(plan(4, 32768, 2048).cluster, 6) << "two of 7 of the 32 clusters would wait";
+  EXPECT_EQ(plan(4, 32768, 1024).cluster, 3) << "two tiles of K and V on their way count";
+  EXPECT_EQ(plan(4, 65536, 1024).cluster, 6) << "but reading counts more";
   EXPECT_EQ(plan(4, 32768, 256).cluster, 3) << "with an SM each, and so rounds in shared memory";
   EXPECT_NE(plan(4, 32768, 256).ring, 0);
   EXPECT_NE(plan(8, 65536, 256).ring, 0);
@@ -203,7 +214,8 @@ TEST(PagedPlan, TakesClustersThatRunAtOnce) {
   EXPECT_EQ(p.path, PagedPath::kFused);
   EXPECT_EQ(p.cluster, 6);
   EXPECT_EQ(p.attend_alone, 0) << "192 CTAs of launch 2 share SMs";
-  p = plan(1, 524288, 1024);
+  p = plan(1, 524288, 256);
+  EXPECT_EQ(p.path, PagedPath::kFused);
   EXPECT_EQ(p.cluster, 8);
   EXPECT_EQ(p.attend_alone, 1);
   p = plan(1, 131072, 256, {90, 132});

@@ -5,7 +5,7 @@
 // Mapping: score_ctas CTAs a row, a row being (sequence, query token, KV head [, quad of heads]), and a warp of other CTAs
 //   for its new tokens. A row's tokens go round its CTAs 16 at a time, so that a hot window of neighbours spreads over all
 //   of them. In a round a warp scores 2 KB of index rows, four 16-byte pieces a lane, while those of the next round are on
-//   their way to registers. Where a unit of 16 tokens lies is looked up by one lane, for 32 units at a time.
+//   their way to registers. Where such a unit lies is looked up by one lane, for 32 of them at a time.
 // Keys: all in shared memory, or what is left of them after each chunk (paged_sieve.cuh).
 // Memory: index_row_bytes a token, read once; a few hundred (key, token) pairs a CTA written.
 // Numerics: paged.h. Integer keys are exact.
@@ -24,11 +24,11 @@
 namespace fasa::ops::paged {
 
 // Which token the keys of a CTA are of: key i of a lane is of round i / kKeys of its warp.
-// kTogether: a warp has a multiple of so many rounds, perhaps of no tokens at all. kUnit: tokens of a unit.
-template <class R, bool kNewToken, int kTogether, int kUnit>
+// kTogether: a warp has a multiple of so many rounds, perhaps of no tokens at all. kUnitLog2: of the tokens of a unit.
+template <class R, bool kNewToken, int kTogether, int kUnitLog2>
 struct RowTokens {
-  static constexpr int kUnits = R::kTokens / kUnit;  // of a round
-  static_assert(kUnits * kUnit == R::kTokens);
+  static constexpr int kUnits = R::kTokens >> kUnitLog2;  // of a round
+  static_assert(kUnits << kUnitLog2 == R::kTokens);
 
   int turns;  // units of tokens of this CTA
   int rank;
@@ -45,7 +45,7 @@ struct RowTokens {
   }
   __device__ __forceinline__ int token_at(int round, int i, int lane, int warp) const {
     const int x = R::token_of(i, lane);
-    return spread_unit(turn_of(round, x / kUnit, warp), rank, ctas) * kUnit + x % kUnit;
+    return (spread_unit(turn_of(round, x >> kUnitLog2, warp), rank, ctas) << kUnitLog2) + (x & ((1 << kUnitLog2) - 1));
   }
   // A new token's keys are after those of the rounds.
   __device__ __forceinline__ int operator()(int i, int lane, int warp) const {
@@ -109,28 +109,28 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const float my_scale = __ldg(p.a.index_scale + plane0 + tid % kDims);
 
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
-  constexpr int kUnit = score_unit_tokens(kRing);
-  using Tokens = RowTokens<R, Beside::kNewToken, score_rounds_together(kRing), kUnit>;
-  constexpr int kUnits = Tokens::kUnits;
-  // A lane looks up a piece of a batch of rounds, for which no length is needed: a unit, or 16 tokens of one where pages are too short.
-  constexpr bool kLong = kUnit != 16;
-  const bool is_long = kLong && (shape.page_size & (kUnit - 1)) == 0;
-  const int piece_tokens = is_long ? kUnit : 16;
-  const int batch_rounds = is_long ? 32 / kUnits : 32 / (R::kTokens / 16);
-  const int last_piece = static_cast<int>(shape.max_length - 1) & -piece_tokens;
+  constexpr int kUnitLog2 = score_unit_log2(kRing);
+  using Tokens = RowTokens<R, Beside::kNewToken, score_rounds_together(kRing), kUnitLog2>;
+  constexpr u32 kUnits = Tokens::kUnits;
+  // A lane looks up a piece of a batch of rounds, for which no length is needed: 16 tokens, or a longer unit whose rows are contiguous.
+  constexpr bool kLong = kUnitLog2 != 4;
+  const bool is_long = kLong && (shape.page_size & ((1 << kUnitLog2) - 1)) == 0 && p.a.index.token_stride == 16 * kPieces;
+  const int piece_log2 = is_long ? kUnitLog2 : 4;
+  const int batch_log2 = 5 - R::kTokensLog2 + piece_log2;  // of its rounds
+  const int batch_rounds = 1 << batch_log2;
+  const int last_token = static_cast<int>(shape.max_length - 1);
   const auto lane_token = [&](int batch) {
-    int i = batch * 32 + lane;
-    int within = 0;
-    if (kLong && !is_long) {
-      within = i % (kUnit / 16) * 16;
-      i /= kUnit / 16;
-    }
-    return spread_unit(Tokens::turn_of(i / kUnits, i % kUnits, warp), rank, ctas) * kUnit + within;
+    const bool is_part = kLong && !is_long;
+    constexpr u32 kParts = 1U << (kUnitLog2 - 4);
+    const u32 piece = static_cast<u32>(batch * 32 + lane);
+    const u32 i = is_part ? piece / kParts : piece;
+    const int turn = Tokens::turn_of(static_cast<int>(i / kUnits), static_cast<int>(i % kUnits), warp);
+    const int first = min(spread_unit(turn, rank, ctas), last_token >> kUnitLog2) << kUnitLog2;
+    return is_part ? min(first + static_cast<int>(piece % kParts) * 16, last_token & ~15) : first;
   };
-  const auto lane_place = [&](int token) { return place_of(p, min(token, last_piece)); };
   // Blocks of the units go to shared memory by cp.async, as no register should wait for them.
   const auto ask_block = [&](const int32_t* entry) { copy_async4(shared_address(unit_blocks + lane), entry); };
-  const auto ask_batch = [&](int batch) { ask_block(table + lane_place(lane_token(batch)).page); };
+  const auto ask_batch = [&](int batch) { ask_block(table + place_of(p, lane_token(batch)).page); };
   constexpr int kMine = (kQueries + nt - 1) / nt;  // queries of a thread
   const auto my_head = [&](int i) { return min((tid + i * nt) / kDims, r.heads - 1); };
   const char* my_query_row[kMine];
@@ -141,14 +141,14 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
       computed(my_query_row[i]);
     }
   }
-  const int32_t* first_entry = table + lane_place(lane_token(0)).page;
+  const int32_t* first_entry = table + place_of(p, lane_token(0)).page;
   const int32_t* length_at = p.a.lengths + r.seq;
   computed(first_entry);
   computed(length_at);
   const char* index = static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride;
   // What a lane loads: piece c % kPieces of token lane / kPieces of a load.
   const int piece_offset = c % kPieces * 16;
-  int64_t lane_offset = static_cast<int64_t>(lane / kPieces & (piece_tokens - 1)) * p.a.index.token_stride + piece_offset;
+  int64_t lane_offset = static_cast<int64_t>(lane / kPieces & ((1 << piece_log2) - 1)) * p.a.index.token_stride + piece_offset;
   computed(lane_offset);  // once, not in every round
 
   touch(first_entry);
@@ -171,7 +171,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const Span span(p, length, r.query);
   const int lo = span.lo;
   const int hi_old = min(span.hi, span.first_new);
-  const int units = hi_old > lo ? (hi_old + kUnit - 1) / kUnit : 0;
+  const int units = hi_old > lo ? (hi_old + (1 << kUnitLog2) - 1) >> kUnitLog2 : 0;
   // This CTA has the turns below `turns`, this warp so many rounds of them.
   int turns = static_cast<int>(__umulhi(static_cast<u32>(units), p.cta_factor));  // units / ctas, or one less
   turns += (turns + 1) * ctas <= units ? 1 : 0;
@@ -185,7 +185,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
     // Pieces past the end are read as the batch's first one; rows past the end are memory of the cache.
     const int token = lane_token(batch);
     const bool inside = token < hi_old;
-    const int offset = inside ? lane_place(token).offset : 0;
+    const int offset = inside ? place_of(p, token).offset : 0;
     if constexpr (waits.value) copy_async_wait();
     __syncwarp();
     const int block = unit_blocks[inside ? lane : 0];
@@ -236,18 +236,16 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const u32 ring = end - (nt / 32 - warp) * kRing * kRoundBytes + lane * 16;
   // Where a round and the one after it, which are of even number and odd, are in the ring.
   const auto place_in_ring = [&](int round) { return ring + (round & (kRing - 2)) * kRoundBytes; };
-  const int64_t load_stride = R::kLoadTokens * p.a.index.token_stride;
   const auto copy_rounds = [&](int round, u32 to) {
     if (is_long) {
-      const auto* units_of = reinterpret_cast<const ulonglong2*>(unit_rows + (round * kUnits & 31));
-      constexpr int kOfUnit = kUnit / R::kLoadTokens;  // loads
+      const auto* two_units = reinterpret_cast<const ulonglong2*>(unit_rows + (static_cast<u32>(round) * kUnits & 31U));
+      constexpr int kUnitBytes = (16 * kPieces) << kUnitLog2;
 #pragma unroll
-      for (int i = 0; i < kUnits; ++i) {
-        const ulonglong2 two = units_of[i];
+      for (int i = 0; i < 2 * kRoundBytes; i += 2 * kUnitBytes) {
+        const ulonglong2 two = two_units[i / (2 * kUnitBytes)];
 #pragma unroll
-        for (int j = 0; j < 2 * kOfUnit; ++j) {
-          const char* from = pointer(j < kOfUnit ? two.x : two.y) + lane_offset + j % kOfUnit * load_stride;
-          copy_async16(to + (i * 2 * kOfUnit + j) * 512, from);
+        for (int j = 0; j < 2 * kUnitBytes; j += 512) {
+          copy_async16(to + i + j, pointer(j < kUnitBytes ? two.x : two.y) + lane_offset + j % kUnitBytes);
         }
       }
     } else {
@@ -377,8 +375,8 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
       const int next = round + kRing;
       if (next < rounds) {
         if ((next & (batch_rounds - 1)) == 0) {
-          next_batch(next / batch_rounds, std::false_type());
-          ask_batch(next / batch_rounds + 1);
+          next_batch(next >> batch_log2, std::false_type());
+          ask_batch((next >> batch_log2) + 1);
         }
         copy_rounds(next, from);  // where these are
       }
@@ -394,8 +392,8 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
     // A batch begins where the first of these rounds is followed by one.
     const int next = round + kBuffers;
     if ((next & (batch_rounds - 1)) == 0 && next < rounds) {
-      next_batch(next / batch_rounds, std::true_type());
-      ask_batch(next / batch_rounds + 1);
+      next_batch(next >> batch_log2, std::true_type());
+      ask_batch((next >> batch_log2) + 1);
     }
     // Not in a condition: the compiler counts all rounds on their way on one counter and so waits for all of them here; past a branch
     // around this it would wait again, for those that were asked for since.

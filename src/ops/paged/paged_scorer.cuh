@@ -22,6 +22,8 @@ struct Round {
   static constexpr int kLoads = kRoundLoads;        // pieces a lane
   static constexpr int kLoadTokens = 32 / kPieces;  // tokens of one load of the warp
   static constexpr int kTokens = kLoads * kLoadTokens;
+  static constexpr int kTokensLog2 = kPieces == 1 ? 7 : kPieces == 2 ? 6 : 5;
+  static_assert(kTokens == 1 << kTokensLog2);
   static constexpr int kKeys = kSets * kTokens / 32;  // of a lane
   static_assert(kTokens == score_round_tokens(kRowBytes) && kKeys == score_round_keys(kRowBytes, kSets));
 

@@ -117,6 +117,18 @@ def test_as_many_keys_as_have_numbers(ring, length):
         make(longer).run(plan)
 
 
+@pytest.mark.parametrize("page,layout", [(64, "contiguous"), (192, "split"), (64, "packed"), (32, "contiguous"), (48, "split")])
+@pytest.mark.parametrize("index,dims", [*SHORT_KEYS, ("int4", 32), ("int4", 64)])
+def test_units_of_a_ring(index, dims, page, layout):
+    """Of 64 tokens, looked up as one where a page has the rows of all in one piece, else in parts; several times by a warp of one CTA."""
+    lengths = (3000 if REDUCED else 18000, 700, 64, 0, 90)
+    for sinks in (0, 600):
+        case = Case(lengths=lengths, kv_heads=1, index=index, dims=dims, page=page, layout=layout, budget=sinks + 128, sinks=sinks)
+        step = make(case)
+        for cluster in (1, 2, 9):
+            check_run(step, paged.one_launch(step.shape, cluster, paged.STEP_RING), lengths)
+
+
 @pytest.mark.parametrize("length", [40000, 57000])
 @pytest.mark.parametrize("index", ["int8", "int4"])
 def test_lengths_between_sizes_of_samples(index, length):

@@ -301,7 +301,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
   const int stride = kSets == 1 ? 0 : team_entries(shape.budget, kSets);  // of the lists of the sets
   TeamRange range{0, 0, 0, 0, 0, 0};  // of this thread's set, and its list
   using Tokens = RowTokens<typename Scorer<Codec, kDims, kHeads, kSets>::R, true, score_rounds_together(kRing),
-                           score_unit_tokens(kRing)>;
+                           score_unit_log2(kRing)>;
   Tokens tokens;
   constexpr bool kCuts = kKeyBytes == 2 && Codec::kCutsScores;
   const auto rescore = [&] {
