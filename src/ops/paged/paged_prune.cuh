@@ -246,6 +246,11 @@ struct ShortKeyStore {
       some |= w[j / 2] >= least << 16 ? 2U << (bit + j) : 0U;
     }
   }
+  // Whether one of eight keys does; least: not 0.
+  static __device__ __forceinline__ bool any_reaches(const uint4& k, u32 least) {
+    const u32 below = (least - 1U) * 0x10001U;
+    return __vmaxu2(__vmaxu2(__vmaxu2(k.x, k.y), k.z), __vmaxu2(k.w, below)) != below;
+  }
 };
 
 template <int kVector>

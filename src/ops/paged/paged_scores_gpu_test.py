@@ -129,6 +129,18 @@ def test_units_of_a_ring(index, dims, page, layout):
             check_run(step, paged.one_launch(step.shape, cluster, paged.STEP_RING), lengths)
 
 
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("index,dims", [*SHORT_KEYS, ("int4", 32)])
+def test_few_of_many_keys(index, dims, same):
+    """128 keys of a lane and more, of which few are wanted; also where all are the same, so that none can be left out."""
+    case = Case(lengths=(40000, 33000), kv_heads=1, index=index, dims=dims, budget=64)
+    step = make(case)
+    if same:
+        step.index.fill_(0x11)
+    for ring in (0, paged.STEP_RING):
+        check_run(step, paged.one_launch(step.shape, 1, ring, key_bytes=2), case.lengths)
+
+
 @pytest.mark.parametrize("length", [40000, 57000])
 @pytest.mark.parametrize("index", ["int8", "int4"])
 def test_lengths_between_sizes_of_samples(index, length):

@@ -21,8 +21,8 @@ struct TeamKeys {
   __device__ __forceinline__ TeamKeys(const Store& keys, char* memory)
       : store(keys), ids(reinterpret_cast<unsigned short*>(memory) + set_of_thread<kSets>() * kHeld * kLanes) {}
 
-  // Those from `least` (of the lane's set) on. Several calls, by whole warps.
-  __device__ __forceinline__ void hold(u32 least) {
+  // Those from `least` (of the lane's set) on; few: they may be found by find_few. Several calls, by whole warps.
+  __device__ __forceinline__ void hold(u32 least, bool few) {
     direct = store.n <= kDirectKeys;
     fits = true;
     if (direct) {
@@ -36,6 +36,31 @@ struct TeamKeys {
       }
       return;
     }
+    u32 count;
+    if constexpr (kSets == 1 && sizeof(typename Store::Key) == 2) {
+      count = few ? find_few(max(least, 1U)) : find(least);
+    } else {
+      count = find(least);
+    }
+    const u32 most = kSets == 1 ? count : __reduce_max_sync(kFullWarp, count);
+    fits = most <= kHeld * kLanes;
+    rounds = static_cast<int>(most + kLanes - 1) / kLanes;
+    __syncwarp();
+    const u32 member = set_lane<kSets>();
+    // Four at a time, as for_each looks at them.
+#pragma unroll
+    for (int j = 0; j < kHeld; j += 4) {
+      if (j >= rounds) break;
+#pragma unroll
+      for (int i = j; i < j + 4; ++i) {
+        const bool is_one = i * kLanes + member < count;
+        const u32 key = *at(is_one ? ids[i * kLanes + member] : 0);
+        held[i] = is_one ? key : 0;
+      }
+    }
+  }
+  // Lists the numbers of those from `least` on, and returns how many there are: more than have room where some are not on the list.
+  __device__ __forceinline__ u32 find(u32 least) const {
     const u32 lane = threadIdx.x & 31;
     u32 count = 0;
     // 64 keys of a lane at a time, by loads of 16 that no branch parts; the last ones are those up to the end, and count where they were
@@ -71,22 +96,60 @@ struct TeamKeys {
       }
       count += last_of_set<kSets>(through);
     }
-    const u32 most = kSets == 1 ? count : __reduce_max_sync(kFullWarp, count);
-    fits = most <= kHeld * kLanes;
-    rounds = static_cast<int>(most + kLanes - 1) / kLanes;
-    __syncwarp();
-    const u32 member = set_lane<kSets>();
-    // Four at a time, as for_each looks at them.
+    return count;
+  }
+  // The same for one set and keys of 16 bits, where they are few of many: eight keys, of neighbouring lanes, are compared by the largest
+  // of them. In another order, but always the same.
+  __device__ __forceinline__ u32 find_few(u32 least) const {
+    constexpr int kOf = 8;                   // keys of 16 bytes
+    constexpr int kOfLanes = kOf / kVector;  // lanes that these are of
+    constexpr int kAcross = 32 / kOfLanes;   // lanes that look at one vector of all lanes
+    const int lane = static_cast<int>(threadIdx.x & 31);
+    const int first_lane = lane % kAcross * kOfLanes;
+    const int vectors = store.n / kVector;
+    const auto vector_of = [&](int step) { return step * kOfLanes + lane / kAcross; };
+    const auto place = [&](int vector) {
+      return store.keys + (vector * kThreads + static_cast<int>(threadIdx.x & ~31U) + first_lane) * kVector;
+    };
+    const int steps = (vectors + kOfLanes - 1) / kOfLanes;
+    u32 count = 0;
+#pragma unroll 1
+    for (int from = 0; from < steps; from += 32) {
+      u32 hits = 0;  // of 32 steps
+#pragma unroll 1
+      for (int s = 0; s < min(32, steps - from); s += 4) {
+        uint4 k[4];
 #pragma unroll
-    for (int j = 0; j < kHeld; j += 4) {
-      if (j >= rounds) break;
+        for (int j = 0; j < 4; ++j) k[j] = *reinterpret_cast<const uint4*>(place(min(vector_of(from + s + j), vectors - 1)));
+        u32 four = 0;
 #pragma unroll
-      for (int i = j; i < j + 4; ++i) {
-        const bool is_one = i * kLanes + member < count;
-        const u32 key = *at(is_one ? ids[i * kLanes + member] : 0);
-        held[i] = is_one ? key : 0;
+        for (int j = 0; j < 4; ++j) four |= Store::any_reaches(k[j], least) ? 1U << j : 0U;
+        hits |= four << s;
+      }
+      const int own_steps = (vectors - lane / kAcross + kOfLanes - 1) / kOfLanes - from;  // what is past them was seen before
+      if (own_steps < 32) hits &= (1U << max(own_steps, 0)) - 1U;
+      u32 bits = 0;  // of the keys of one step
+      int vector = 0;
+#pragma unroll 1
+      while (true) {
+        if (bits == 0 && hits != 0) {
+          vector = vector_of(from + __ffs(static_cast<int>(hits)) - 1);
+          hits &= hits - 1U;
+#pragma unroll
+          for (int i = 0; i < kOf; i += kVector) Store::reaching(place(vector) + i, least, i, bits);
+        }
+        const u32 have = __ballot_sync(kFullWarp, bits != 0);
+        if (have == 0) break;
+        const u32 at = count + static_cast<u32>(__popc(have & ((1U << lane) - 1U)));
+        if (bits != 0 && at < kHeld * kLanes) {
+          const int i = __ffs(static_cast<int>(bits)) - 1;
+          ids[at] = static_cast<unsigned short>((vector * kVector + i % kVector) * 32 + first_lane + i / kVector);
+        }
+        bits &= bits - 1U;
+        count += static_cast<u32>(__popc(have));
       }
     }
+    return count;
   }
   __device__ __forceinline__ const auto* at(int id) const {
     const int i = id >> 5;
@@ -231,11 +294,13 @@ __device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link
                                                      const Again& again) {
   constexpr int kBits = TeamSearch<kSets>::kBits;
   TeamSearch<kSets> search{range.x, 0xFFFFFFFFU, 0, bin_shift(range.y - range.x, kBits), {-1, 0, 0}, 0, false, false};
-  keys.hold(search.first);
+  // Where a lane has one or two of those that are held, which are about twice as many as are wanted.
+  const auto few = [&] { return keys.store.n >= 128 && 2 * need <= static_cast<u32>(keys.store.n * link.size); };
+  keys.hold(search.first, few());
   search_team<Again::kCuts>(link, search, need, 0, [&](const auto& f) { keys.for_each([&](u32 k, int) { f(k); }); });
   if (any_set<kSets>(!search.done)) {
     search = search_on(link, keys.store, search, need, again);
-    keys.hold(search.first);
+    keys.hold(search.first, few());
   }
   const BinFound& f = search.f;
   TeamRange r{search.first, search.last, need - f.before, f.through - f.before, search.before, need};
