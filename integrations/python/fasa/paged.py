@@ -83,7 +83,8 @@ def decode(
                  bfloat16 or float16 as the cache, bfloat16 for a float8 cache. 1 to 8 query tokens, causal among
                  themselves
     k_cache      [num_blocks, num_kv_heads, page_size, head_dim] bfloat16, float16 or float8_e4m3fn; head_dim 64, 96,
-                 128, 192 or 256; page_size 1 to 256; num_q_heads / num_kv_heads 1 to 16
+                 128, 192 or 256; page_size 1 to 256 (fastest: multiples of 64, then of 16); num_q_heads /
+                 num_kv_heads 1 to 16
     v_cache      as k_cache
     index        [num_blocks, num_planes, page_size, index_dims]; uint8 (int4): index_dims / 2
     block_table  [num_seqs, pages] int32: the block of each page

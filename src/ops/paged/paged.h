@@ -46,7 +46,7 @@ struct PagedShape {
   int32_t num_q_heads = 0;       // up to 4096
   int32_t num_kv_heads = 0;      // divides num_q_heads, group 1..16
   int32_t head_dim = 0;          // 64, 96, 128, 192, 256
-  int32_t page_size = 0;         // tokens of a block, 1..256
+  int32_t page_size = 0;         // tokens of a block, 1..256; fastest: multiples of 64, then of 16
   PagedKvType kv_type = PagedKvType::kBF16;
   PagedIndexType index_type = PagedIndexType::kI8;
   int32_t index_dims = 0;             // dims of a key in the index: 2 * N_tip, even

@@ -234,7 +234,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   uint4 rows[kBuffers][R::kLoads];
   const u32 end = shared_address(memory) + static_cast<u32>(p.plan.score_smem);
   const u32 ring = end - (nt / 32 - warp) * kRing * kRoundBytes + lane * 16;
-  // Where a round and the one after it, which are of even number and odd, are in the ring.
+  // Where a round of even number, and behind it the next one, is in the ring.
   const auto place_in_ring = [&](int round) { return ring + (round & (kRing - 2)) * kRoundBytes; };
   const auto copy_rounds = [&](int round, u32 to) {
     if (is_long) {
