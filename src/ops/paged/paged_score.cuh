@@ -89,7 +89,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   constexpr int kPart = kQueries * Codec::kPartBytes;  // bytes of one part of the queries
   float* largests = reinterpret_cast<float*>(memory);
   char* queries = reinterpret_cast<char*>(largests + kQueries / 16);
-  // Addresses of the 32 units that each warp looked up last, and the blocks of the next ones.
+  // Addresses of the 32 pieces (below) that each warp looked up last, and the blocks of the next ones.
   constexpr int kWarpBytes = score_warp_bytes(Beside::kNewToken, kSets, kRing != 0);
   char* of_warp = queries + 2 * kPart + threadIdx.x / 32 * kWarpBytes;
   auto* unit_rows = reinterpret_cast<unsigned long long*>(of_warp);
@@ -128,7 +128,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
     const int first = min(spread_unit(turn, rank, ctas), last_token >> kUnitLog2) << kUnitLog2;
     return is_part ? min(first + static_cast<int>(piece % kParts) * 16, last_token & ~15) : first;
   };
-  // Blocks of the units go to shared memory by cp.async, as no register should wait for them.
+  // Their blocks go to shared memory by cp.async, as no register should wait for them.
   const auto ask_block = [&](const int32_t* entry) { copy_async4(shared_address(unit_blocks + lane), entry); };
   const auto ask_batch = [&](int batch) { ask_block(table + place_of(p, lane_token(batch)).page); };
   constexpr int kMine = (kQueries + nt - 1) / nt;  // queries of a thread
