@@ -60,6 +60,8 @@ struct PagedShape {
   constexpr int32_t group() const { return num_q_heads / num_kv_heads; }
   constexpr int32_t num_planes() const { return fcs_per_query_head != 0 ? num_q_heads : num_kv_heads; }
   constexpr int32_t num_sets() const { return tokens_per_query_head != 0 ? num_q_heads : num_kv_heads; }
+  // Tokens of a set that scores choose.
+  constexpr int32_t num_chosen() const { return budget - sinks - recent; }
   // Sets that one pass over an index row scores: four query heads that choose for themselves.
   constexpr int32_t sets_at_once() const { return tokens_per_query_head != 0 && fcs_per_query_head == 0 ? 4 : 1; }
   // Bytes of the index of one token and plane: index_dims * (2, 1, 1, 1/2).

@@ -157,7 +157,7 @@ void decode_fused(const PagedArgs& args, const PagedPlan& plan, void* workspace,
   params.group = s.group();
   params.cluster_factor = factor(plan.cluster);
   params.lead_rate = static_cast<float>(plan.lead_ns) / static_cast<float>(s.max_length);
-  params.sample_rate = 2.0F / static_cast<float>(std::max(1, s.budget - s.sinks - s.recent));
+  params.sample_rate = 2.0F / static_cast<float>(std::max(1, s.num_chosen()));
   params.rows_of_token = static_cast<int32_t>(plan.score_rows / tokens);
   params.row_factor = factor(params.rows_of_token);
   params.attend_factor = factor(plan.attend_rows / tokens);

@@ -203,22 +203,31 @@ struct TokenRange {
   int64_t to;
 };
 TokenRange ring_tokens(const PagedShape& s, int32_t alone, int32_t paired, bool has_short_keys) {
-  const int64_t need = s.budget - s.sinks - s.recent;
+  const int64_t need = s.num_chosen();
   const bool is_small = need <= 512;
   const bool is_narrow = s.index_row_bytes() <= 16;
-  const int64_t most = has_short_keys && (alone <= 8 || (is_small && is_narrow)) ? 49152 : 32768;
+  TokenRange r{2560, 32768};
+  if (has_short_keys && (alone <= 8 || (is_small && is_narrow))) r.to = 49152;
   if (paired <= 8) {
-    const int64_t from = 56 * 1024 / s.index_row_bytes();
-    return {from, is_small ? most : need > 1024 ? 0 : alone > 2 ? 16384 : 4096};
+    r.from = 56 * 1024 / s.index_row_bytes();
+    if (!is_small) r.to = alone > 2 ? 16384 : 4096;
+    return need <= 1024 ? r : TokenRange{1, 0};
   }
-  const int64_t to = has_short_keys && !is_small && alone > 8 ? 65536 : most;
-  return {need > 1024 && alone > 8 ? 896 : alone < 8 ? 1792 : is_narrow && is_small ? 4096 : 2560, to};
+  if (has_short_keys && !is_small && alone > 8) r.to = 65536;
+  if (alone < 8) {
+    r.from = 1792;
+  } else if (need > 1024 && alone > 8) {
+    r.from = 896;
+  } else if (is_narrow && is_small) {
+    r.from = 4096;
+  }
+  return r;
 }
 
 // CTAs of the clusters that serve four sets each, of at most so many tokens a CTA: as large as run at once in so many waves.
 int32_t quad_cluster(const PagedShape& s, const PagedDevice& device, int64_t tokens) {
   const int64_t rows = paged::score_rows(s);
-  const int64_t need = s.budget - s.sinks - s.recent;
+  const int64_t need = s.num_chosen();
   const int32_t least = need <= 512 || s.max_length > 4096 ? 2 : 1;
   for (int64_t waves = 1; waves <= rows; ++waves) {
     // Or all but a few, which take less long than another wave.
@@ -237,7 +246,7 @@ int32_t quad_cluster(const PagedShape& s, const PagedDevice& device, int64_t tok
 PagedPlan one_launch_with(const PagedShape& s, const PagedDevice& device, int32_t key_bytes) {
   const bool quads = s.sets_at_once() == 4;
   const int64_t rows = quads ? paged::score_rows(s) : attend_rows(s);
-  const int64_t need = s.budget - s.sinks - s.recent;
+  const int64_t need = s.num_chosen();
   const bool is_small = need <= 512;
   const int32_t most = paged::team_ctas(1);
   // CTAs that have an SM each, and CTAs of which two share one. What they exchange grows with the cluster, so where these are many for
@@ -296,9 +305,9 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
     return q.path == PagedPath::kOneLaunch ? q : p;
   // To score ties again takes some time. But where keys of 16 bits do with smaller clusters, or let two CTAs share an SM, they are faster,
   // unless several waves of small ones gather much.
-  const int64_t need = s.budget - s.sinks - s.recent;
+  const int64_t need = s.num_chosen();
   const int64_t at_once = device.clusters_paired[q.cluster - 1];
-  const bool is_one_wave = q.attend_rows <= at_once && q.attend_rows * 10 >= at_once * 8;
+  const bool is_one_wave = q.attend_rows <= at_once && q.attend_rows * 5 >= at_once * 4;
   const bool is_smaller = q.cluster < p.cluster && (need <= 512 || need > 1024 || is_one_wave);
   return is_smaller || (two_fit(q) && !two_fit(p)) ? q : p;
 }

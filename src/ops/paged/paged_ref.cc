@@ -159,7 +159,7 @@ struct Step {
       }
       scores.emplace_back(-best, static_cast<int32_t>(t));
     }
-    const int32_t chosen = s.budget - s.sinks - s.recent;
+    const int32_t chosen = s.num_chosen();
     std::partial_sort(scores.begin(), scores.begin() + chosen, scores.end());
     for (int32_t i = 0; i < chosen; ++i) kept[s.sinks + i] = scores[i].second;
     for (int32_t i = 0; i < s.recent; ++i) kept[s.sinks + chosen + i] = static_cast<int32_t>(seen - s.recent + i);
