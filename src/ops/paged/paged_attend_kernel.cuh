@@ -122,14 +122,15 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
     float m = sink;
     float value = 0;
     float sum = has_sink ? 1.0F : 0.0F;
-    // Eight CTAs at a time.
+    // Nine CTAs at a time, as many as a row of few has.
+    constexpr int kTogether = 9;
 #pragma unroll 1
-    for (int first = 0; first < x.size; first += 8) {
-      float2 of_cta[8];
-      float values[8];
+    for (int first = 0; first < x.size; first += kTogether) {
+      float2 of_cta[kTogether];
+      float values[kTogether];
       float highest = m;
 #pragma unroll
-      for (int k = 0; k < 8; ++k) {
+      for (int k = 0; k < kTogether; ++k) {
         const bool is_one = first + k < x.size;
         of_cta[k] = is_one ? stats[(first + k) * 8 + h] : make_float2(-1e30F, 0);
         values[k] = is_one ? inbox[(first + k) * x.capacity() * 32 + j] : 0.0F;
@@ -140,7 +141,7 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
       sum *= shrink;
       m = highest;
 #pragma unroll
-      for (int k = 0; k < 8; ++k) {
+      for (int k = 0; k < kTogether; ++k) {
         const float f = exp2_fast(of_cta[k].x - m);
         value += f * values[k];
         sum += f * of_cta[k].y;
@@ -361,8 +362,8 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
           }
         }
       }
-      ask_tile<kDim, kOneSet>(p, place, n - first, k_base, v_base, stage);
-      attend_tile<kDim, kF16, 0, kOneSet>(p, first, n, entry, queries, stage, o, choose);
+      ask_tile<kDim, true>(p, place, n - first, k_base, v_base, stage);
+      attend_tile<kDim, kF16, 0, true>(p, first, n, entry, queries, stage, o, choose);
     }
   } else {
     static_assert(kStages == 2);

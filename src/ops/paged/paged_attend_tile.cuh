@@ -54,15 +54,17 @@ __device__ __forceinline__ void ask_tile(const StepParams& p, const int2& place,
   using Rows = Stage<kDim>;
   const int lane = lane_of_tile<kAnew>();
   __syncwarp();  // those that were there were read
+  // A row's address goes from the lane whose token it is to those that copy it: to find it takes ten times as many instructions.
   const auto copy_rows = [&](const char* base, const PagedCache& cache, const auto& place_of_piece) {
+    auto own = reinterpret_cast<unsigned long long>(base + place.x * cache.block_stride + place.y * cache.token_stride);
+    const auto first = __shfl_sync(kFullWarp, own, 0);
+    if (lane >= count) own = first;
 #pragma unroll
     for (int i = 0; i < Rows::kRowPieces / 2; ++i) {
       const int row = (i * 32 + lane) / Rows::kRowPieces;
       const int piece = (i * 32 + lane) % Rows::kRowPieces;
-      const int from = row < count ? row : 0;
-      const int block = __shfl_sync(kFullWarp, place.x, from);
-      const int offset = __shfl_sync(kFullWarp, place.y, from);
-      copy_async16(stage + place_of_piece(row, piece), base + block * cache.block_stride + offset * cache.token_stride + piece * 16);
+      const auto* from = reinterpret_cast<const char*>(__shfl_sync(kFullWarp, own, row)) + piece * 16;
+      copy_async16(stage + place_of_piece(row, piece), from);
     }
     copy_async_commit();
   };

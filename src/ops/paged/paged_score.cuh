@@ -281,7 +281,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
     }
   } else {
     if (rounds > batch_rounds) ask_batch(1);  // in the first group
-#pragma unroll
+#pragma unroll 1
     for (int b = 0; b < kRing; b += 2) {
       if (rounds > b) copy_rounds(b, place_in_ring(b));
       copy_async_commit();

@@ -143,12 +143,10 @@ struct Together {
         if (at < 2 * kDim / 8) kv[i] = load_stream<uint4>(kv_at(at, p.a.k_new, p.a.v_new));
       }
     }
-    const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
-    for (int i = tid; i < p.layout.table_entries; i += kThreads) copy_async4(shared_address(own_table + i), table + i);
     length = row_length;
     if ((has_new || has_kv) && length > 0) {
       place = place_of(p, length - 1);
-      block = load_stream<int>(table + place.page);
+      block = load_stream<int>(p.a.block_table + r.seq * p.a.block_table_stride + place.page);
     }
     // The worst of the best keys of G groups of g keys has about ln(G) / g of all keys above it, and fewer than need / total once in
     // 10^4 rows, where g is 2 * total / need and there are 64 groups at least.
@@ -172,6 +170,12 @@ struct Together {
     }
     sample_rounds = rounds * kTogether;
     if constexpr (kGuesses) guesses = span.hi <= x.size * kThreads * 4 && p.a.shape.budget <= 512;
+    if constexpr (!kMeetsLate) settle();
+  }
+  // What is needed after the scores only: the block table, the tokens that are kept in any case, and that the cluster has met.
+  __device__ __forceinline__ void settle() const {
+    const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
+    for (int i = threadIdx.x; i < p.layout.table_entries; i += kThreads) copy_async4(shared_address(own_table + i), table + i);
     const KeptRow<kDim> kept(p, r, x, length);
     if constexpr (kSets == 1) {
       kept.put_forced(p.a.shape, kForced);
@@ -181,6 +185,7 @@ struct Together {
     if constexpr (kMeetsLate) Team<true>::wait();
   }
   __device__ __forceinline__ void sample(u32 best) const {
+    if constexpr (kMeetsLate) settle();
     if (!guesses) link.sample(best, lanes);
   }
   __device__ __forceinline__ void score(const Span& span, const char* queries) {
@@ -327,7 +332,10 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
           lists[first + place] = id | static_cast<int>(tie) << 16;
         });
       });
-  if (!span.scores) copy_async_wait();
+  if (!span.scores) {
+    if constexpr (beside.kMeetsLate) beside.settle();
+    copy_async_wait();
+  }
   const int forced = KeptRow<kDim>(p, r, exchange, beside.length).forced_here();
   if (beside.length <= 0) {
     write_nothing<kDim>(p, r, kSets == 1 ? 1 : r.heads);
