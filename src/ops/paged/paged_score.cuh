@@ -280,10 +280,10 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
       if (rounds > b) load_round(b, rows[b]);
     }
   } else {
-    if (rounds > batch_rounds) ask_batch(1);  // in the first group
 #pragma unroll 1
     for (int b = 0; b < kRing; b += 2) {
       if (rounds > b) copy_rounds(b, place_in_ring(b));
+      if (b == 0 && rounds > batch_rounds) ask_batch(1);  // in the first group, which is waited for before
       copy_async_commit();
     }
   }

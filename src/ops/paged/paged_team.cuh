@@ -180,11 +180,19 @@ struct TeamLink {
       high = two.y;
     } else {
       wait_stores(barriers + kHistograms, parity);
-#pragma unroll 8
-      for (int i = 0; i < size; ++i) {
-        const u32 two = reinterpret_cast<const u32*>(inbox)[(i * kAllBins + set * kBins) / 2 + word];
-        low += two & 0xFFFFU;
-        high += two >> 16;
+      constexpr int kTogether = 9;
+#pragma unroll 1
+      for (int first = 0; first < size; first += kTogether) {
+        u32 two[kTogether];
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          two[i] = first + i < size ? reinterpret_cast<const u32*>(inbox)[((first + i) * kAllBins + set * kBins) / 2 + word] : 0U;
+        }
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          low += two[i] & 0xFFFFU;
+          high += two[i] >> 16;
+        }
       }
     }
     const u32 mine = low + high;

@@ -47,12 +47,12 @@ struct TeamKeys {
     rounds = static_cast<int>(most + kLanes - 1) / kLanes;
     __syncwarp();
     const u32 member = set_lane<kSets>();
-    // Four at a time, as for_each looks at them.
+    // Two at a time, as for_each looks at them.
 #pragma unroll
-    for (int j = 0; j < kHeld; j += 4) {
+    for (int j = 0; j < kHeld; j += 2) {
       if (j >= rounds) break;
 #pragma unroll
-      for (int i = j; i < j + 4; ++i) {
+      for (int i = j; i < j + 2; ++i) {
         const bool is_one = i * kLanes + member < count;
         const u32 key = *at(is_one ? ids[i * kLanes + member] : 0);
         held[i] = is_one ? key : 0;
@@ -161,10 +161,10 @@ struct TeamKeys {
     if (fits) {
       // Four at a time, as a branch costs more than a key that is none.
 #pragma unroll
-      for (int j = 0; j < kHeld; j += 4) {
+      for (int j = 0; j < kHeld; j += 2) {
         if (j >= rounds) break;
 #pragma unroll
-        for (int i = j; i < j + 4; ++i) f(held[i], i);
+        for (int i = j; i < j + 2; ++i) f(held[i], i);
       }
     } else {
 #pragma unroll 1
