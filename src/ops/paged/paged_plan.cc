@@ -206,14 +206,12 @@ TokenRange ring_tokens(const PagedShape& s, int32_t alone, int32_t paired, bool 
   const int64_t need = s.num_chosen();
   const bool is_small = need <= 512;
   const bool is_narrow = s.index_row_bytes() <= 16;
-  TokenRange r{2560, 32768};
-  if (has_short_keys && (alone <= 8 || (is_small && is_narrow))) r.to = 49152;
+  TokenRange r{2560, has_short_keys ? 65536 : 32768};
   if (paired <= 8) {
     r.from = 56 * 1024 / s.index_row_bytes();
     if (!is_small) r.to = alone > 2 ? 16384 : 4096;
     return need <= 1024 ? r : TokenRange{1, 0};
   }
-  if (has_short_keys && !is_small && alone > 8) r.to = 65536;
   if (alone < 8) {
     r.from = 1792;
   } else if (need > 1024 && alone > 8) {

@@ -10,6 +10,8 @@ template <class Store, int kSets, int kHeld>
 struct TeamKeys {
   static constexpr int kVector = Store::kWidth;
   static constexpr int kLanes = kSetLanes<kSets>;
+  // Keys held that are looked at without a branch between them: one where a lane rarely has more (with a ring).
+  static constexpr int kTogether = kHeld <= 8 ? 1 : 2;
   const Store& store;
   unsigned short* ids;  // shared, [kSets][kHeld * kLanes] of this warp: number * 32 + lane of each key held
   u32 held[kHeld];
@@ -47,12 +49,11 @@ struct TeamKeys {
     rounds = static_cast<int>(most + kLanes - 1) / kLanes;
     __syncwarp();
     const u32 member = set_lane<kSets>();
-    // Two at a time, as for_each looks at them.
 #pragma unroll
-    for (int j = 0; j < kHeld; j += 2) {
+    for (int j = 0; j < kHeld; j += kTogether) {
       if (j >= rounds) break;
 #pragma unroll
-      for (int i = j; i < j + 2; ++i) {
+      for (int i = j; i < j + kTogether; ++i) {
         const bool is_one = i * kLanes + member < count;
         const u32 key = *at(is_one ? ids[i * kLanes + member] : 0);
         held[i] = is_one ? key : 0;
@@ -159,12 +160,11 @@ struct TeamKeys {
   template <class F>
   __device__ __forceinline__ void for_each(const F& f) const {
     if (fits) {
-      // Four at a time, as a branch costs more than a key that is none.
 #pragma unroll
-      for (int j = 0; j < kHeld; j += 2) {
+      for (int j = 0; j < kHeld; j += kTogether) {
         if (j >= rounds) break;
 #pragma unroll
-        for (int i = j; i < j + 2; ++i) f(held[i], i);
+        for (int i = j; i < j + kTogether; ++i) f(held[i], i);
       }
     } else {
 #pragma unroll 1
