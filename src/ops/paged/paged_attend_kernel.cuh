@@ -122,15 +122,13 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
     float m = sink;
     float value = 0;
     float sum = has_sink ? 1.0F : 0.0F;
-    // Nine CTAs at a time, as many as a row of few has.
-    constexpr int kTogether = 9;
 #pragma unroll 1
-    for (int first = 0; first < x.size; first += kTogether) {
-      float2 of_cta[kTogether];
-      float values[kTogether];
+    for (int first = 0; first < x.size; first += kCtasTogether) {
+      float2 of_cta[kCtasTogether];
+      float values[kCtasTogether];
       float highest = m;
 #pragma unroll
-      for (int k = 0; k < kTogether; ++k) {
+      for (int k = 0; k < kCtasTogether; ++k) {
         const bool is_one = first + k < x.size;
         of_cta[k] = is_one ? stats[(first + k) * 8 + h] : make_float2(-1e30F, 0);
         values[k] = is_one ? inbox[(first + k) * x.capacity() * 32 + j] : 0.0F;
@@ -141,7 +139,7 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
       sum *= shrink;
       m = highest;
 #pragma unroll
-      for (int k = 0; k < kTogether; ++k) {
+      for (int k = 0; k < kCtasTogether; ++k) {
         const float f = exp2_fast(of_cta[k].x - m);
         value += f * values[k];
         sum += f * of_cta[k].y;
@@ -331,8 +329,8 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
     return make_int2(own_table != nullptr ? own_table[at.page] : load_stream<int>(table + at.page), at.offset);
   };
   if constexpr (kStages == 1) {
-    // Addresses of pieces that are kept from one tile to the next spill; where there are four sets, to find them again costs more, and so
-    // does what follows: the upper lanes find where the next tile's tokens lie, so that this is not waited for then.
+    // Addresses of pieces that are kept from one tile to the next spill, so they are found anew. The upper lanes find where the next tile's
+    // tokens lie, so that this is not waited for then; where there are four sets that costs more.
     constexpr bool kOneSet = kSets == 1;
     int entry = 0;
     int2 place = make_int2(0, 0);

@@ -33,6 +33,8 @@ FASA_PAGED_BOTH constexpr int whole_lines(int bytes) { return (bytes + kLineByte
 // rank, at most.
 FASA_PAGED_BOTH constexpr int team_ctas(int sets) { return sets == 1 ? 16 : 8; }
 FASA_PAGED_BOTH constexpr int team_ties(int sets) { return sets == 1 ? 128 : 64; }
+// CTAs whose part of an exchange is read at once: as many as a row of a single sequence has, as a second turn costs more.
+inline constexpr int kCtasTogether = 9;
 // Bins of each set: 1 KB for a CTA of the cluster to send.
 FASA_PAGED_BOTH constexpr int team_bins(int sets) { return 512 / sets; }
 // Keys that a lane of it holds in registers; with a ring rows have more CTAs for what they keep.

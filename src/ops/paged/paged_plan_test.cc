@@ -160,7 +160,8 @@ TEST(PagedPlan, TakesKeysOf16BitsWhereTheyDoWithSmallerClusters) {
   EXPECT_EQ(key_bytes(4, 131072, 2048, 0, PagedIndexType::kI8), 2) << "by clusters of 6, not 7";
   EXPECT_EQ(key_bytes(1, 524288, 2048, 0, PagedIndexType::kI8), 2);
   EXPECT_EQ(key_bytes(1, 524288, 1024, 0, PagedIndexType::kI8), 2);
-  EXPECT_EQ(key_bytes(1, 524288, 256, 0, PagedIndexType::kI8), 0) << "two launches";
+  EXPECT_EQ(key_bytes(1, 524288, 256, 0, PagedIndexType::kI8), 2);
+  EXPECT_EQ(key_bytes(1, 1048576, 256, 0, PagedIndexType::kI8), 0) << "two launches";
   EXPECT_EQ(key_bytes(64, 32768, 256, 0, PagedIndexType::kF8E4M3, 16), 2);
   EXPECT_EQ(key_bytes(16, 16384, 256, 1, PagedIndexType::kI8), 2);
   EXPECT_EQ(key_bytes(64, 8192, 256, 1, PagedIndexType::kI8), 4);
@@ -215,6 +216,10 @@ TEST(PagedPlan, TakesClustersThatRunAtOnce) {
   EXPECT_EQ(p.cluster, 6);
   EXPECT_EQ(p.attend_alone, 0) << "192 CTAs of launch 2 share SMs";
   p = plan(1, 524288, 256);
+  EXPECT_EQ(p.path, PagedPath::kOneLaunch) << "by clusters of 9, each CTA with 58K keys of 16 bits";
+  EXPECT_EQ(plan(2, 360448, 2048).path, PagedPath::kOneLaunch);
+  EXPECT_EQ(plan(8, 106496, 256).path, PagedPath::kOneLaunch);
+  p = plan(1, 1048576, 256);
   EXPECT_EQ(p.path, PagedPath::kFused);
   EXPECT_EQ(p.cluster, 8);
   EXPECT_EQ(p.attend_alone, 1);

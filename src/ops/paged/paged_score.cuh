@@ -283,7 +283,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
 #pragma unroll 1
     for (int b = 0; b < kRing; b += 2) {
       if (rounds > b) copy_rounds(b, place_in_ring(b));
-      if (b == 0 && rounds > batch_rounds) ask_batch(1);  // in the first group, which is waited for before
+      if (b == 0 && rounds > batch_rounds) ask_batch(1);  // in the first group, as these rounds may be all of a batch
       copy_async_commit();
     }
   }

@@ -180,16 +180,15 @@ struct TeamLink {
       high = two.y;
     } else {
       wait_stores(barriers + kHistograms, parity);
-      constexpr int kTogether = 9;
 #pragma unroll 1
-      for (int first = 0; first < size; first += kTogether) {
-        u32 two[kTogether];
+      for (int first = 0; first < size; first += kCtasTogether) {
+        u32 two[kCtasTogether];
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
+        for (int i = 0; i < kCtasTogether; ++i) {
           two[i] = first + i < size ? reinterpret_cast<const u32*>(inbox)[((first + i) * kAllBins + set * kBins) / 2 + word] : 0U;
         }
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
+        for (int i = 0; i < kCtasTogether; ++i) {
           low += two[i] & 0xFFFFU;
           high += two[i] >> 16;
         }
