@@ -300,7 +300,8 @@ __device__ __forceinline__ int select_kept(const StepParams& p, const AttendRow&
 
 // Attention of this CTA over the first n tokens of the list, and its combination with the peers'. own_table: the block table in
 // shared memory, or null.
-// choose(): as in attend_tile; token_of: of an entry of the list.
+// choose(): which entries are kept, called once by every warp, whether it attends or not, when its first tile is on the way.
+// token_of: of an entry of the list.
 // kSets: as in combine; where it is not 1, list, n and choose() are those of the warp's head.
 // kStages: tiles that a warp has on their way. With one, and kAhead, the next one comes to L2 meanwhile where it is a warp's last one,
 // if the row has several CTAs.
@@ -334,7 +335,7 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
     constexpr bool kOneSet = kSets == 1;
     int entry = 0;
     int2 place = make_int2(0, 0);
-    for (int first = begin; first < n; first += kTurn) {
+    const auto ask = [&](int first) {
       const int next = first + kTurn;
       int mine = lane < 16 ? first + lane : n;
       if constexpr (!kOneSet) {
@@ -361,7 +362,13 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
         }
       }
       ask_tile<kDim, true>(p, place, n - first, k_base, v_base, stage);
-      attend_tile<kDim, kF16, 0, true>(p, first, n, entry, queries, stage, o, choose);
+    };
+    auto choice = decltype(choose())();
+    for (int first = begin;; first += kTurn) {
+      if (first < n) ask(first);
+      if (first == begin) choice = choose();
+      if (first >= n) break;
+      attend_tile<kDim, kF16, 0, true>(p, first, n, entry, queries, stage, o, choice);
     }
   } else {
     static_assert(kStages == 2);
@@ -380,19 +387,19 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
       return entry;
     };
     int entry = ask(begin, stage);
+    const auto choice = choose();
     u32 here = stage;
     u32 other = stage + attend_stage_bytes(kDim);
 #pragma unroll 1
     for (int first = begin; first < n; first += kTurn) {
       const int next = ask(first + kTurn, other);
-      attend_tile<kDim, kF16, 2, false>(p, first, n, entry, queries, here, o, choose);
+      attend_tile<kDim, kF16, 2, false>(p, first, n, entry, queries, here, o, choice);
       entry = next;
       const u32 read = here;
       here = other;
       other = read;
     }
   }
-  choose();  // by every warp, whether it attends or not
   combine<kDim, kF16, kSets, kStages>(p, r, n, o, exchange);
 }
 

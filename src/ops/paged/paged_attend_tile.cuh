@@ -73,18 +73,16 @@ __device__ __forceinline__ void ask_tile(const StepParams& p, const int2& place,
 }
 
 // Attends to entries first, first + 1... of the warp's list, which has n of them, whose K and V come to `stage`; after them kPending groups
-// of copies were asked for. entry: the one number first + lane. choose(): which entries are kept, called by whole warps before K and V
-// are waited for.
-template <int kDim, bool kF16, int kPending, bool kAnew, class Choose>
+// of copies were asked for. entry: the one number first + lane. choice: which entries are kept.
+template <int kDim, bool kF16, int kPending, bool kAnew, class Choice>
 __device__ __forceinline__ void attend_tile(const StepParams& p, int first, int n, int entry, const char* queries, u32 stage,
-                                            Partial<kDim>& o, const Choose& choose) {
+                                            Partial<kDim>& o, const Choice& choice) {
   using Rows = Stage<kDim>;
   constexpr int kPieces = kDim / 32;  // 16-byte pieces of K a lane
   const int lane = lane_of_tile<kAnew>();
   const int g = lane >> 2;
   const int c = lane & 3;
   const auto token_of = [&](int i) { return (i >> 1) * 8 + 2 * c + (i & 1); };
-  const auto choice = choose();
   const u32 keeps = __ballot_sync(kFullWarp, lane < 16 && first + lane < n && choice.kept(entry, first + lane));
   bool kept[4];
 #pragma unroll

@@ -360,21 +360,17 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
   }
   const auto choose_of = [&](int i) { return choose(link, i, range_of(i), lists + i * stride); };
   const auto token_of = [&](int x) { return x < 0 ? x & INT32_MAX : tokens(x >> 5 & 255, x & 31, x >> 13 & 7); };
-  TeamChoice chosen{nullptr, 0, -1};
-  const auto choice = [&] {
-    if (chosen.cut < 0) chosen = choose_of(set);
-    return chosen;
-  };
   if (p.a.kept != nullptr) {
     for (int i = 0; i < (kSets == 1 ? 1 : r.heads); ++i) {
       const KeptRow<kDim> kept(p, head_row<kSets>(r, i), exchange, beside.length, i * stride);
       const TeamRange of = range_of(i);
-      report_team(kept, kSets == 1 ? choice() : choose_of(i), of.listed, forced, kept.forced + static_cast<int>(of.kept), team.warps,
+      report_team(kept, choose_of(i), of.listed, forced, kept.forced + static_cast<int>(of.kept), team.warps,
                   shape.budget, token_of);
     }
   }
-  attend_list<kDim, false, true, kSets, attend_stages(kRing)>(p, r, exchange, lists + set * stride, n,
-                                                              p.layout.table_entries != 0 ? beside.own_table : nullptr, choice, token_of);
+  const int* own_table = p.layout.table_entries != 0 ? beside.own_table : nullptr;
+  attend_list<kDim, false, true, kSets, attend_stages(kRing)>(
+      p, r, exchange, lists + set * stride, n, own_table, [&] { return choose_of(set); }, token_of);
 #endif
 }
 
