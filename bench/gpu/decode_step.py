@@ -53,11 +53,11 @@ def timed(launch, sets, replays=15):
 class Pool:
     """Blocks of K, V and index that all steps share; a step's tokens lie in random ones."""
 
-    def __init__(self, tokens, kind, dims):
-        self.blocks = tokens // PAGE
+    def __init__(self, tokens, kind, dims, page=PAGE):
+        self.blocks, self.page = tokens // page, page
         self.kind, self.dims_count = kind, dims
         g = torch.Generator("cuda").manual_seed(7)
-        shape = self.shape(1, PAGE, 1, False)
+        shape = self.shape(1, page, 1, False)
         self.k, self.v, self.index = paged.make_caches(shape, self.blocks, "contiguous", torch.bfloat16)
         for part in (*self.k.split(4096), *self.v.split(4096)):
             part.normal_(generator=g)
@@ -67,26 +67,26 @@ class Pool:
         self.set_index(kind, dims)
 
     def shape(self, batch, context, budget, own_tokens):
-        return Shape(batch, 1, Q_HEADS, KV_HEADS, DIM, PAGE, 0, INDEX_TYPES[self.kind], self.dims_count, False, own_tokens, budget, 0,
+        return Shape(batch, 1, Q_HEADS, KV_HEADS, DIM, self.page, 0, INDEX_TYPES[self.kind], self.dims_count, False, own_tokens, budget, 0,
                      0, context)
 
     def set_index(self, kind, dims):
         self.kind, self.dims_count = kind, dims
-        shape = self.shape(1, PAGE, 1, False)
-        self.index = torch.zeros(self.blocks, KV_HEADS, PAGE, shape.index_row_bytes, dtype=torch.uint8, device="cuda")
+        shape = self.shape(1, self.page, 1, False)
+        self.index = torch.zeros(self.blocks, KV_HEADS, self.page, shape.index_row_bytes, dtype=torch.uint8, device="cuda")
         fcs = torch.stack([torch.randperm(DIM // 2)[:dims // 2] for _ in range(KV_HEADS)])
         self.dims = torch.stack([fcs, fcs + DIM // 2], -1).flatten(1).short().cuda()
         self.scale = torch.full((KV_HEADS, dims), 3.0 / {"int8": 127, "fp8": 448, "int4": 7}[kind], device="cuda")
-        for slots in torch.arange(self.blocks * PAGE, device="cuda").split(1 << 20):
+        for slots in torch.arange(self.blocks * self.page, device="cuda").split(1 << 20):
             args = paged.IndexArgs(shape, paged.cache(self.k), paged.cache(self.index), slots.data_ptr(), slots.numel(),
                                    self.dims.data_ptr(), self.scale.data_ptr())
             library.write_index(args, paged.stream())
 
     def sets(self, batch, context):
-        return max(1, min(128, self.blocks * PAGE // (batch * context)))
+        return max(1, min(128, self.blocks * self.page // (batch * context)))
 
     def step(self, i, batch, context, budget, own_tokens=False, checked=False):
-        pages = context // PAGE
+        pages = context // self.page
         table = self.order[i * batch * pages:(i + 1) * batch * pages].view(batch, pages)
         lengths = torch.full((batch,), context, dtype=torch.int32, device="cuda")
         return Step(self.shape(batch, context, budget, own_tokens), self.q[i, :batch], self.k, self.v, self.index, table, lengths,
@@ -122,7 +122,7 @@ def time_floor(pool, batch, context, budget, num_sets=KV_HEADS):
     size = batch * context * KV_HEADS * row
     sink = torch.zeros(4, dtype=torch.int32, device="cuda")
     count = batch * num_sets * budget
-    rows = torch.randint(pool.blocks * PAGE * KV_HEADS, (sets, count), device="cuda")
+    rows = torch.randint(pool.blocks * pool.page * KV_HEADS, (sets, count), device="cuda")
     raw = library.library
 
     def launch(i, ctas):
@@ -240,10 +240,10 @@ def bench_fasa(pool, rows, batch, context, budget, own_tokens, dense_us):
     library.bytes(shape, (paged.I32 * batch)(*[context] * batch), paged.ctypes.byref(size))
     sharing = "query_head" if own_tokens else "kv_group"
     rows.add(times, op="decode_step", impl="fasa", dtype="bf16", index_dtype=pool.kind, index_bytes_per_token=shape.index_row_bytes,
-             sharing=sharing, batch=batch, context=context, budget=budget, bytes=size.value, floor_us=round(floor, 2),
-             dense_us=round(dense_us, 2))
-    print(f"{pool.kind} {shape.index_row_bytes} B {batch:2}x{context // K:<3}K budget {budget:4} {sharing:10} {times[0]:8.2f}"
-          f" [{times[1]:.2f}, {times[2]:.2f}] floor {floor:7.2f} 1.2x+5 {1.2 * floor + 5:7.2f} dense {dense_us:8.1f}"
+             sharing=sharing, batch=batch, context=context, budget=budget, page_size=pool.page, bytes=size.value,
+             floor_us=round(floor, 2), dense_us=round(dense_us, 2))
+    print(f"{pool.kind} {shape.index_row_bytes} B pages of {pool.page} {batch:2}x{context // K:<3}K budget {budget:4} {sharing:10}"
+          f" {times[0]:8.2f} [{times[1]:.2f}, {times[2]:.2f}] floor {floor:7.2f} 1.2x+5 {1.2 * floor + 5:7.2f} dense {dense_us:8.1f}"
           f" plan {plan.path} {plan.score_ctas},{plan.cluster}", flush=True)
 
 
@@ -263,7 +263,8 @@ def main():
     parser.add_argument("--commit", help="what the rows say; default: git's HEAD")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    pool = Pool((4096 if options.quick else 8192) * K, "int8", 32)
+    tokens = (4096 if options.quick else 8192) * K
+    pool = Pool(tokens, "int8", 32)
     rows = Rows(options.out, time_bandwidth(pool), options.commit)
     print(rows.gpu, rows.common, flush=True)
     bench_select(rows)
@@ -285,6 +286,10 @@ def main():
     pool.set_index("int8", 32)
     bench((256, 1024, 2048), True)
     bench_chain(pool, rows, shapes)
+    pool = None  # there is no room for two
+    torch.cuda.empty_cache()
+    pool = Pool(tokens, "int8", 32, page=16)  # vLLM's default
+    bench((256,), False)
 
 
 if __name__ == "__main__":
