@@ -17,42 +17,11 @@
 
 #include <type_traits>
 
-#include "src/ops/paged/paged_kernels.cuh"
+#include "src/ops/paged/paged_index_rows.cuh"
 #include "src/ops/paged/paged_score_new.cuh"
 #include "src/ops/paged/paged_sieve.cuh"
 
 namespace fasa::ops::paged {
-
-// Which token the keys of a CTA are of: key i of a lane is of round i / kKeys of its warp.
-// kTogether: a warp has a multiple of so many rounds, perhaps of no tokens at all. kUnitLog2: of the tokens of a unit.
-template <class R, bool kNewToken, int kTogether, int kUnitLog2>
-struct RowTokens {
-  static constexpr int kUnits = R::kTokens >> kUnitLog2;  // of a round
-  static_assert(kUnits << kUnitLog2 == R::kTokens);
-
-  int turns;  // units of tokens of this CTA
-  int rank;
-  int ctas;
-  int first_new;
-
-  // Unit of tokens number `slot` of a warp's round.
-  static __device__ __forceinline__ int turn_of(int round, int slot, int warp) {
-    return (round * (kThreads / 32) + warp) * kUnits + slot;
-  }
-  __device__ __forceinline__ int rounds_of(int warp) const {
-    constexpr int kAll = kThreads / 32 * kUnits;
-    return (max(0, turns - turn_of(0, 0, warp) + kAll - 1) / kAll + kTogether - 1) / kTogether * kTogether;
-  }
-  __device__ __forceinline__ int token_at(int round, int i, int lane, int warp) const {
-    const int x = R::token_of(i, lane);
-    return (spread_unit(turn_of(round, x >> kUnitLog2, warp), rank, ctas) << kUnitLog2) + (x & ((1 << kUnitLog2) - 1));
-  }
-  // A new token's keys are after those of the rounds.
-  __device__ __forceinline__ int operator()(int i, int lane, int warp) const {
-    if (kNewToken && i >= rounds_of(warp) * R::kKeys) return first_new;
-    return token_at(i / R::kKeys, i % R::kKeys, lane, warp);
-  }
-};
 
 // Beside the scoring of a row, where that is all that a launch does (launch 1).
 template <int kSets, bool kFloatKeys, int kVector>
@@ -73,14 +42,13 @@ struct Alone {
 // score(): the queries are in shared memory; sample(): the best of a lane's keys of its first sample_rounds rounds. With kNewToken a
 // warp whose has_new is true has key beside.key of the new token after those of its rounds (0: none). Returns the row's span, seen from
 // its length.
-// kRing: rounds that a warp has on their way in shared memory, after the keys, a power of two that kBatch is a multiple of; 0: kBuffers
-// of them, in registers.
+// kRing: rounds that a warp has on their way in shared memory, after the keys, a power of two of which a batch (paged_index_rows.cuh) has a
+// multiple; 0: kBuffers of them, in registers.
 template <class Codec, int kDims, int kHeads, int kSets, int kRing, class Beside, class Finish>
 __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow& r, int rank, int ctas, char* memory, Beside& beside,
                                              const Finish& finish) {
   using S = Scorer<Codec, kDims, kHeads, kSets, Beside::kShortKeys>;
   using R = typename S::R;
-  constexpr int kPieces = R::kPieces;
   constexpr int kKeys = R::kKeys;
   constexpr int kVector = key_vector(kKeys);
   using Store = std::conditional_t<Beside::kShortKeys, ShortKeyStore<Codec, kVector>, KeyStore<kVector>>;
@@ -89,11 +57,8 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   constexpr int kPart = kQueries * Codec::kPartBytes;  // bytes of one part of the queries
   float* largests = reinterpret_cast<float*>(memory);
   char* queries = reinterpret_cast<char*>(largests + kQueries / 16);
-  // Addresses of the 32 pieces (below) that each warp looked up last, and the blocks of the next ones.
   constexpr int kWarpBytes = score_warp_bytes(Beside::kNewToken, kSets, kRing != 0);
   char* of_warp = queries + 2 * kPart + threadIdx.x / 32 * kWarpBytes;
-  auto* unit_rows = reinterpret_cast<unsigned long long*>(of_warp);
-  auto* unit_blocks = reinterpret_cast<int*>(of_warp + 32 * 8);
   auto* keys = reinterpret_cast<typename Store::Key*>(queries + 2 * kPart + kThreads / 32 * kWarpBytes);
   static_assert(kQueries / 16 * 4 + 2 * kPart + kThreads / 32 * kWarpBytes ==
                 score_query_bytes(kHeads, kDims, Codec::kPartBytes, Beside::kNewToken, kSets, kRing != 0));
@@ -102,35 +67,18 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const int tid = threadIdx.x;
   const int lane = tid & 31;
   const int warp = tid >> 5;
-  const int c = lane & 3;
   // dims and index_scale are constants of the model: no kernel of the stream writes them (paged.h).
   const int64_t plane0 = static_cast<int64_t>(r.plane) * kDims;
   const int my_dim = __ldg(p.a.dims + plane0 + tid % kDims);
   const float my_scale = __ldg(p.a.index_scale + plane0 + tid % kDims);
 
-  const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
-  constexpr int kUnitLog2 = score_unit_log2(kRing);
-  using Tokens = RowTokens<R, Beside::kNewToken, score_rounds_together(kRing), kUnitLog2>;
-  constexpr u32 kUnits = Tokens::kUnits;
-  // A lane looks up a piece of a batch of rounds, for which no length is needed: 16 tokens, or a longer unit whose rows are contiguous.
-  constexpr bool kLong = kUnitLog2 != 4;
-  const bool is_long = kLong && (shape.page_size & ((1 << kUnitLog2) - 1)) == 0 && p.a.index.token_stride == 16 * kPieces;
-  const int piece_log2 = is_long ? kUnitLog2 : 4;
-  const int batch_log2 = 5 - R::kTokensLog2 + piece_log2;  // of its rounds
-  const int batch_rounds = 1 << batch_log2;
-  const int last_token = static_cast<int>(shape.max_length - 1);
-  const auto lane_token = [&](int batch) {
-    const bool is_part = kLong && !is_long;
-    constexpr u32 kParts = 1U << (kUnitLog2 - 4);
-    const u32 piece = static_cast<u32>(batch * 32 + lane);
-    const u32 i = is_part ? piece / kParts : piece;
-    const int turn = Tokens::turn_of(static_cast<int>(i / kUnits), static_cast<int>(i % kUnits), warp);
-    const int first = min(spread_unit(turn, rank, ctas), last_token >> kUnitLog2) << kUnitLog2;
-    return is_part ? min(first + static_cast<int>(piece % kParts) * 16, last_token & ~15) : first;
-  };
-  // Their blocks go to shared memory by cp.async, as no register should wait for them.
-  const auto ask_block = [&](const int32_t* entry) { copy_async4(shared_address(unit_blocks + lane), entry); };
-  const auto ask_batch = [&](int batch) { ask_block(table + place_of(p, lane_token(batch)).page); };
+  IndexRows<R, Beside::kNewToken, kRing> index{p,
+                                               rank,
+                                               ctas,
+                                               reinterpret_cast<unsigned long long*>(of_warp),
+                                               reinterpret_cast<int*>(of_warp + 32 * 8),
+                                               p.a.block_table + r.seq * p.a.block_table_stride,
+                                               static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride};
   constexpr int kMine = (kQueries + nt - 1) / nt;  // queries of a thread
   const auto my_head = [&](int i) { return min((tid + i * nt) / kDims, r.heads - 1); };
   const char* my_query_row[kMine];
@@ -141,15 +89,11 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
       computed(my_query_row[i]);
     }
   }
-  const int32_t* first_entry = table + place_of(p, lane_token(0)).page;
+  const int32_t* first_entry = index.entry_of(0);
   const int32_t* length_at = p.a.lengths + r.seq;
   computed(first_entry);
   computed(length_at);
-  const char* index = static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride;
-  // What a lane loads: piece c % kPieces of token lane / kPieces of a load.
-  const int piece_offset = c % kPieces * 16;
-  int64_t lane_offset = static_cast<int64_t>(lane / kPieces & ((1 << piece_log2) - 1)) * p.a.index.token_stride + piece_offset;
-  computed(lane_offset);  // once, not in every round
+  computed(index.lane_offset);  // once, not in every round
 
   touch(first_entry);
   touch(length_at);
@@ -158,7 +102,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   beside.wait();
 
   // Everything that hangs on one load is asked for before any of it is waited for.
-  ask_block(first_entry);
+  index.ask_block(first_entry);
   const int length = load_stream<int>(length_at);
   const bool is_f16 = shape.kv_type == PagedKvType::kF16;
   unsigned short my_query[kMine];
@@ -169,97 +113,19 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
     for (int i = 0; i < kMine; ++i) my_query[i] = load_stream<unsigned short>(my_query_row[i] + 2 * my_dim);
   }
   const Span span(p, length, r.query);
+  const auto tokens = index.see(span);
   const int lo = span.lo;
-  const int hi_old = min(span.hi, span.first_new);
-  const int units = hi_old > lo ? (hi_old + (1 << kUnitLog2) - 1) >> kUnitLog2 : 0;
-  // This CTA has the turns below `turns`, this warp so many rounds of them.
-  int turns = static_cast<int>(__umulhi(static_cast<u32>(units), p.cta_factor));  // units / ctas, or one less
-  turns += (turns + 1) * ctas <= units ? 1 : 0;
-  turns += spread_unit(turns, rank, ctas) < units ? 1 : 0;
-  const Tokens tokens{turns, rank, ctas, span.first_new};
+  const int hi_old = index.hi_old;
   const int rounds = __shfl_sync(kFullWarp, tokens.rounds_of(warp), 0);  // so that branches on it are known to be the warp's
 
-  const bool whole_units = Beside::kNewToken || (shape.page_size & 15) == 0;  // in one launch always
-  // waits: for the blocks, which in the ring came with an earlier round.
-  const auto next_batch = [&](int batch, auto waits) {
-    // Pieces past the end are read as the batch's first one; rows past the end are memory of the cache.
-    const int token = lane_token(batch);
-    const bool inside = token < hi_old;
-    const int offset = inside ? place_of(p, token).offset : 0;
-    if constexpr (waits.value) copy_async_wait();
-    __syncwarp();
-    const int block = unit_blocks[inside ? lane : 0];
-    const char* rows = index + block * p.a.index.block_stride + offset * p.a.index.token_stride;
-    unit_rows[lane] = static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(rows));
-    __syncwarp();
-  };
-  const auto pointer = [](unsigned long long at) { return reinterpret_cast<const char*>(static_cast<uintptr_t>(at)); };
-  const auto find_round = [&](int round, const char*(&from)[R::kLoads]) {
-    if (whole_units) {
-      const unsigned long long* base = unit_rows + (round * (R::kTokens / 16) & 31);
-#pragma unroll
-      for (int j = 0; j < R::kLoads; ++j) {
-        unsigned long long at;
-        if constexpr (kPieces == 1) {
-          at = base[2 * j + (lane >> 4)];
-        } else {
-          const int slot = j * R::kLoadTokens / 16;
-          const ulonglong2 two = *reinterpret_cast<const ulonglong2*>(base + (slot & ~1));
-          at = (slot & 1) == 0 ? two.x : two.y;
-        }
-        from[j] = pointer(at);
-      }
-#pragma unroll
-      for (int j = 0; j < R::kLoads; ++j) {
-        from[j] += kPieces == 4 && (j & 1) != 0 ? lane_offset + 8 * p.a.index.token_stride : lane_offset;
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < R::kLoads; ++j) {
-        const int x = j * R::kLoadTokens + lane / kPieces;
-        const int unit = spread_unit(min(Tokens::turn_of(round, x >> 4, warp), turns - 1), rank, ctas);
-        const Place place = place_of(p, min(unit * 16 + (x & 15), hi_old - 1));
-        from[j] =
-            index + table[place.page] * p.a.index.block_stride + place.offset * p.a.index.token_stride + piece_offset;
-      }
-    }
-  };
-  const auto load_round = [&](int round, uint4(&v)[R::kLoads]) {
-    const char* from[R::kLoads];
-    find_round(round, from);
-#pragma unroll
-    for (int j = 0; j < R::kLoads; ++j) v[j] = load_row(from[j]);
-  };
   // Rounds on their way: each in registers of its own, or in the ring, from which the lane that asked reads.
   uint4 rows[kBuffers][R::kLoads];
   const u32 end = shared_address(memory) + static_cast<u32>(p.plan.score_smem);
   const u32 ring = end - (nt / 32 - warp) * kRing * kRoundBytes + lane * 16;
   // Where a round of even number, and behind it the next one, is in the ring.
   const auto place_in_ring = [&](int round) { return ring + (round & (kRing - 2)) * kRoundBytes; };
-  const auto copy_rounds = [&](int round, u32 to) {
-    if (is_long) {
-      const auto* two_units = reinterpret_cast<const ulonglong2*>(unit_rows + (static_cast<u32>(round) * kUnits & 31U));
-      constexpr int kUnitBytes = (16 * kPieces) << kUnitLog2;
-#pragma unroll
-      for (int i = 0; i < 2 * kRoundBytes; i += 2 * kUnitBytes) {
-        const ulonglong2 two = two_units[i / (2 * kUnitBytes)];
-#pragma unroll
-        for (int j = 0; j < 2 * kUnitBytes; j += 512) {
-          copy_async16(to + i + j, pointer(j < kUnitBytes ? two.x : two.y) + lane_offset + j % kUnitBytes);
-        }
-      }
-    } else {
-#pragma unroll
-      for (int b = 0; b < 2; ++b) {
-        const char* from[R::kLoads];
-        find_round(round + b, from);
-#pragma unroll
-        for (int j = 0; j < R::kLoads; ++j) copy_async16(to + b * kRoundBytes + j * 512, from[j]);
-      }
-    }
-  };
   if (rounds > 0) {
-    next_batch(0, std::true_type());
+    index.template next_batch<true>(0);
   } else {
     copy_async_wait();
   }
@@ -267,7 +133,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   float my_x[kMine];
   if constexpr (Beside::kNewToken) {
     // Adds nothing, as there is no such dim, but now rows that come to registers are asked for when these two are there.
-    if constexpr (kRing == 0) lane_offset += (my_dim == INT16_MIN) & (__float_as_int(my_scale) == INT32_MAX) ? 16 : 0;
+    if constexpr (kRing == 0) index.lane_offset += (my_dim == INT16_MIN) & (__float_as_int(my_scale) == INT32_MAX) ? 16 : 0;
   } else {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) my_x[i] = half_value(my_query[i], is_f16) * my_scale;
@@ -277,18 +143,18 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   if constexpr (kRing == 0) {
 #pragma unroll
     for (int b = 0; b < kBuffers; ++b) {
-      if (rounds > b) load_round(b, rows[b]);
+      if (rounds > b) index.load_round(b, rows[b]);
     }
   } else {
 #pragma unroll 1
     for (int b = 0; b < kRing; b += 2) {
-      if (rounds > b) copy_rounds(b, place_in_ring(b));
-      if (b == 0 && rounds > batch_rounds) ask_batch(1);  // in the first group, as these rounds may be all of a batch
+      if (rounds > b) index.copy_rounds(b, place_in_ring(b));
+      if (b == 0 && rounds > index.batch_rounds) index.ask_batch(1);  // in the first group, as these rounds may be all of a batch
       copy_async_commit();
     }
   }
   beside.prepare(length, span);
-  if (kRing == 0 && rounds > batch_rounds) ask_batch(1);
+  if (kRing == 0 && rounds > index.batch_rounds) index.ask_batch(1);
 
   if constexpr (Beside::kNewToken) {
     __syncthreads();
@@ -341,7 +207,7 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const auto score_round = [&](uint4(&v)[R::kLoads], int round) {
     typename S::Sums all[1];
     scorer.multiply(v, all[0]);
-    if (round + kBuffers < rounds) load_round(round + kBuffers, v);
+    if (round + kBuffers < rounds) index.load_round(round + kBuffers, v);
     put_keys(all, round, round < rounds_with_sinks || round == rounds - 1 || !has_head);
     if constexpr (Beside::kNewToken) {
       if (round == sample_round) beside.sample(store.best_key());
@@ -374,11 +240,11 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
       if constexpr (!kAsksFirst) multiply();
       const int next = round + kRing;
       if (next < rounds) {
-        if ((next & (batch_rounds - 1)) == 0) {
-          next_batch(next >> batch_log2, std::false_type());
-          ask_batch((next >> batch_log2) + 1);
+        if ((next & (index.batch_rounds - 1)) == 0) {
+          index.template next_batch<false>(next >> index.batch_log2);
+          index.ask_batch((next >> index.batch_log2) + 1);
         }
-        copy_rounds(next, from);  // where these are
+        index.copy_rounds(next, from);  // where these are
       }
       copy_async_commit();
       if constexpr (kAsksFirst) multiply();
@@ -391,9 +257,9 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   for (int round = 0; kRing == 0 && round < rounds; round += kBuffers) {
     // A batch begins where the first of these rounds is followed by one.
     const int next = round + kBuffers;
-    if ((next & (batch_rounds - 1)) == 0 && next < rounds) {
-      next_batch(next >> batch_log2, std::true_type());
-      ask_batch((next >> batch_log2) + 1);
+    if ((next & (index.batch_rounds - 1)) == 0 && next < rounds) {
+      index.template next_batch<true>(next >> index.batch_log2);
+      index.ask_batch((next >> index.batch_log2) + 1);
     }
     // Not in a condition: the compiler counts all rounds on their way on one counter and so waits for all of them here; past a branch
     // around this it would wait again, for those that were asked for since.

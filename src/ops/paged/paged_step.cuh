@@ -305,8 +305,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
   auto* lists = reinterpret_cast<int*>(memory + exchange.layout.list);
   const int stride = kSets == 1 ? 0 : team_entries(shape.budget, kSets);  // of the lists of the sets
   TeamRange range{0, 0, 0, 0, 0, 0};  // of this thread's set, and its list
-  using Tokens = RowTokens<typename Scorer<Codec, kDims, kHeads, kSets>::R, true, score_rounds_together(kRing),
-                           score_unit_log2(kRing)>;
+  using Tokens = typename IndexRows<typename Scorer<Codec, kDims, kHeads, kSets>::R, true, kRing>::Tokens;
   Tokens tokens;
   constexpr bool kCuts = kKeyBytes == 2 && Codec::kCutsScores;
   const auto rescore = [&] {
