@@ -245,7 +245,9 @@ struct TeamLink {
     u32* ties = s.ties + set * team_ties(kSets) + before;
 #pragma unroll 1
     for (u32 i = thread / kHeads; i - (i & (32 / kHeads - 1)) < own; i += kOf) {  // by whole warps
-      u32 key = key_of(again.score(ties[min(i, own - 1)], kSets == 1 ? static_cast<int>(head) : set));
+      const u32 id = ties[min(i, own - 1)];
+      __syncwarp();  // lanes past the end read an entry that another lane writes below
+      u32 key = key_of(again.score(id, kSets == 1 ? static_cast<int>(head) : set));
 #pragma unroll
       for (u32 o = 1; o < kHeads; o <<= 1) key = max(key, __shfl_xor_sync(kFullWarp, key, o));
       if (i >= own) continue;
