@@ -7,7 +7,7 @@ release := build/release
 fasa := $(release)/bin/fasa
 model := build/deps/models/SmolLM2-135M-Instruct.Q4_1.gguf
 profile := $(model:.gguf=.fasa.json)
-sources := $(shell git ls-files '*.cc' '*.h' '*.c' 2>/dev/null)
+sources := $(shell git ls-files '*.cc' '*.h' '*.c' '*.cu' '*.cuh' 2>/dev/null)
 
 # What the demo calibrates on is not what it asks about.
 docs := build/deps/llama.cpp

@@ -175,13 +175,15 @@ struct KeyRange {
   __device__ __forceinline__ u32 inside() const { return through - above; }
 };
 // The bin, one of kPruneBins from `from` to `to`, that holds the need-th best key; the first bin begins at `least`.
-__device__ __forceinline__ KeyRange range_of_bin(const u32* hist, u32 above, u32 need, u32 least, u32 from, u32 to, int shift) {
+__device__ __forceinline__ KeyRange range_of_bin(const u32* hist, u32 above, u32 need, u32 least, u32 from, u32 to,
+                                                 int shift) {
   const BinFound f = find_bin(hist, above, need);
   const u32 start = from + (static_cast<u32>(f.bin) << shift);
   return {f.bin == 0 ? least : start, min(to, start + ((1U << shift) - 1U)), f.before, f.through};
 }
 // Narrows until few keys are inside, or only equal ones, or all of them are wanted and above `least`. Rare: a call.
-__device__ __noinline__ inline KeyRange narrow(u32* hist, const uint2* slots, int count, u32 need, KeyRange r, u32 least) {
+__device__ __noinline__ inline KeyRange narrow(u32* hist, const uint2* slots, int count, u32 need, KeyRange r,
+                                               u32 least) {
   do {
     __syncthreads();
     for (int i = threadIdx.x; i < kPruneBins; i += kThreads) hist[i] = 0;
@@ -198,7 +200,8 @@ __device__ __noinline__ inline KeyRange narrow(u32* hist, const uint2* slots, in
 }
 
 // The `need` best of the lists, whose bounds are known.
-__device__ __forceinline__ Threshold find_threshold(SelectShared& s, const Lists& lists, u32 need, const uint4& bounds) {
+__device__ __forceinline__ Threshold find_threshold(SelectShared& s, const Lists& lists, u32 need,
+                                                    const uint4& bounds) {
   if (bounds.w < need) return {0, 0, bounds.w, bounds.x == 0};
   const u32 from = min(bounds.z, bounds.y);  // few keys are below it: they count as it
   const int shift = bin_shift(bounds.y - from, 9);
@@ -262,9 +265,8 @@ __device__ __forceinline__ void emit_kept(SelectShared& s, const Lists& lists, c
       masks[j] = kept_by(k);
       total += static_cast<u32>(__popc(masks[j]));
     });
-    lists.for_others([&](const uint4& pair) {
-      total += static_cast<u32>(__popc(kept_by(pair.x)) + __popc(kept_by(pair.z)));
-    });
+    lists.for_others(
+        [&](const uint4& pair) { total += static_cast<u32>(__popc(kept_by(pair.x)) + __popc(kept_by(pair.z))); });
     s.warps[threadIdx.x >> 5] = total;  // the same of all lanes
     __syncthreads();
     u32 of_warps;

@@ -50,7 +50,8 @@ struct Exchange {
 template <int kDim, bool kF16, int kSets, int kStages>
 __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r, int n, Partial<kDim>& o,
                                         const Exchange<kDim>& x) {
-  constexpr int kWarps = kThreads / 32 / kSets;  // of a head
+  // Warps of a head.
+  constexpr int kWarps = kThreads / 32 / kSets;
   constexpr int kStride = kStages * attend_stage_bytes(kDim) / 4;  // of the warps' sums
   const int tid = threadIdx.x;
   float* sums = reinterpret_cast<float*>(x.memory + x.layout.slots);  // where each warp's first Stage was
@@ -89,7 +90,8 @@ __device__ __forceinline__ void combine(const StepParams& p, const AttendRow& r,
     for (int w = 0; w < kWarps; ++w) {
       const float f = weights[w];
       float4 v = {0, 0, 0, 0};
-      if (w < busy) v = reinterpret_cast<const float4*>(sums + warp_of(h, w) * kStride + (place_of_head(h) - h) * kDim)[i];
+      if (w < busy)
+        v = reinterpret_cast<const float4*>(sums + warp_of(h, w) * kStride + (place_of_head(h) - h) * kDim)[i];
       value = {value.x + f * v.x, value.y + f * v.y, value.z + f * v.z, value.w + f * v.w};
     }
     const int chunk = i >> 3;
@@ -181,8 +183,8 @@ struct KeptAgain {
   u32 mine;  // by this CTA
   u32 all;
 };
-__device__ __noinline__ inline KeptAgain select_again(const StepParams& p, AttendRow r, int seen, ExactShared& s, u32* query,
-                                                      int* list) {
+__device__ __noinline__ inline KeptAgain select_again(const StepParams& p, AttendRow r, int seen, ExactShared& s,
+                                                      u32* query, int* list) {
   const PagedShape& shape = p.a.shape;
   const bool own = shape.tokens_per_query_head != 0;
   // The whole group scores, also where this row attends for a part of it.
@@ -226,7 +228,8 @@ struct KeptRow {
   u32 need;    // from the lists
 
   // first: entry of the CTA's lists with which that of the row begins.
-  __device__ __forceinline__ KeptRow(const StepParams& p, const AttendRow& r, const Exchange<kDim>& exchange, int length, int first = 0)
+  __device__ __forceinline__ KeptRow(const StepParams& p, const AttendRow& r, const Exchange<kDim>& exchange,
+                                     int length, int first = 0)
       : x(exchange), list(reinterpret_cast<int*>(exchange.memory + exchange.layout.list) + first) {
     const PagedShape& s = p.a.shape;
     seen = length - s.num_query_tokens + r.query + 1;
@@ -235,12 +238,15 @@ struct KeptRow {
     need = all_kept ? 0U : static_cast<u32>(s.budget - forced);
     report = p.a.kept != nullptr && r.reports ? p.a.kept + r.set * s.budget : nullptr;
   }
-  __device__ __forceinline__ bool is_mine(u32 i) const { return static_cast<int>(i) - x.quotient(static_cast<int>(i)) * x.size == x.rank; }
+  __device__ __forceinline__ bool is_mine(u32 i) const {
+    return static_cast<int>(i) - x.quotient(static_cast<int>(i)) * x.size == x.rank;
+  }
   __device__ __forceinline__ void put(int token, u32 i) const { list[x.quotient(static_cast<int>(i))] = token; }
   // Places of the report from `kept` on.
   __device__ __forceinline__ void report_none(int kept, int budget) const {
     if (report == nullptr) return;
-    for (int i = kept + x.rank * kThreads + static_cast<int>(threadIdx.x); i < budget; i += kThreads * x.size) report[i] = -1;
+    for (int i = kept + x.rank * kThreads + static_cast<int>(threadIdx.x); i < budget; i += kThreads * x.size)
+      report[i] = -1;
   }
   // Forced tokens of this CTA.
   __device__ __forceinline__ int forced_here() const { return x.quotient(forced - x.rank + x.size - 1); }
@@ -261,8 +267,8 @@ struct KeptRow {
 // What this CTA attends to, by the row's lists in shared memory (and held, after a barrier): how many tokens of row.list. Ends
 // with a barrier.
 template <int kDim>
-__device__ __forceinline__ int select_kept(const StepParams& p, const AttendRow& r, const KeptRow<kDim>& row, const Lists& all,
-                                           const uint4& bounds) {
+__device__ __forceinline__ int select_kept(const StepParams& p, const AttendRow& r, const KeptRow<kDim>& row,
+                                           const Lists& all, const uint4& bounds) {
   const Exchange<kDim>& exchange = row.x;
   const int size = exchange.size;
   const int rank = exchange.rank;
@@ -276,7 +282,8 @@ __device__ __forceinline__ int select_kept(const StepParams& p, const AttendRow&
     if (exact) {
       const auto first = static_cast<u32>(row.forced);
       emit_kept(
-          select, all, t, [&](u32 i) { return row.is_mine(first + i); }, [&](int token, u32 i) { row.put(token, first + i); });
+          select, all, t, [&](u32 i) { return row.is_mine(first + i); },
+          [&](int token, u32 i) { row.put(token, first + i); });
       if (row.report != nullptr && rank == 0) {
         __syncthreads();
         emit_kept(
@@ -288,8 +295,9 @@ __device__ __forceinline__ int select_kept(const StepParams& p, const AttendRow&
   int n = exchange.quotient(static_cast<int>(kept) - rank + size - 1);
   if (!exact) {
     __syncthreads();
-    const KeptAgain again = select_again(p, r, row.seen, *reinterpret_cast<ExactShared*>(exchange.memory + exchange.layout.select),
-                                         reinterpret_cast<u32*>(exchange.memory + exchange.layout.slots), list);
+    const KeptAgain again =
+        select_again(p, r, row.seen, *reinterpret_cast<ExactShared*>(exchange.memory + exchange.layout.select),
+                     reinterpret_cast<u32*>(exchange.memory + exchange.layout.slots), list);
     n = static_cast<int>(again.mine);
     kept = again.all;
   }
@@ -306,8 +314,9 @@ __device__ __forceinline__ int select_kept(const StepParams& p, const AttendRow&
 // kStages: tiles that a warp has on their way. With one, and kAhead, the next one comes to L2 meanwhile where it is a warp's last one,
 // if the row has several CTAs.
 template <int kDim, bool kF16, bool kAhead, int kSets, int kStages, class Choose, class TokenOf>
-__device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow& r, const Exchange<kDim>& exchange, const int* list, int n,
-                                            const int* own_table, const Choose& choose, const TokenOf& token_of) {
+__device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow& r, const Exchange<kDim>& exchange,
+                                            const int* list, int n, const int* own_table, const Choose& choose,
+                                            const TokenOf& token_of) {
   const int tid = threadIdx.x;
   const int lane = tid & 31;
   Partial<kDim> o;
@@ -321,7 +330,8 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
   const char* v_base = static_cast<const char*>(p.a.v.data) + r.kv_head * p.a.v.head_stride;
   const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
   const char* queries = exchange.memory + exchange.layout.queries;
-  const u32 stage = shared_address(exchange.memory + exchange.layout.slots) + tid / 32 * kStages * attend_stage_bytes(kDim);
+  const u32 stage =
+      shared_address(exchange.memory + exchange.layout.slots) + tid / 32 * kStages * attend_stage_bytes(kDim);
   const int begin = tid / 32 % kWarps * 16;
   // The i-th entry, and where its token lies: block, and offset in it.
   const auto find = [&](int i, int& entry) {
@@ -405,7 +415,8 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
 
 // kAlone: for so few rows that a CTA need not share an SM.
 template <int kDim, bool kF16, bool kAlone = false>
-__global__ void __launch_bounds__(kThreads, kDim <= 128 && !kAlone ? 2 : 1) attend_kernel(const __grid_constant__ StepParams p) {
+__global__ void __launch_bounds__(kThreads, kDim <= 128 && !kAlone ? 2 : 1)
+    attend_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(kLineBytes) char memory[];
   using T = Team<true>;
@@ -417,12 +428,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && !kAlone ? 2 : 1) atte
   const AttendRow r = attend_row(p, divided(static_cast<int>(blockIdx.x), p.cluster_factor));
   const int lists = p.plan.lists();
   const int count = p.plan.entries();
-  const Exchange<kDim> exchange{memory,
-                                p.layout,
-                                r.heads * kDim / 32,
-                                size,
-                                rank,
-                                p.cluster_factor};
+  const Exchange<kDim> exchange{memory, p.layout, r.heads * kDim / 32, size, rank, p.cluster_factor};
   auto& select = *reinterpret_cast<SelectShared*>(memory + exchange.layout.select);
   uint2* slots = reinterpret_cast<uint2*>(memory + exchange.layout.slots);
   if (tid == 0) exchange.expect();
@@ -438,7 +444,8 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && !kAlone ? 2 : 1) atte
     const int head = i / (kDim / 8);
     const int piece = i % (kDim / 8);
     uint4 x = make_uint4(0, 0, 0, 0);
-    if (head < r.heads) x = __ldcg(reinterpret_cast<const uint4*>(row_at(p.a.q, r.seq, r.query, r.head0 + head)) + piece);
+    if (head < r.heads)
+      x = __ldcg(reinterpret_cast<const uint4*>(row_at(p.a.q, r.seq, r.query, r.head0 + head)) + piece);
     *reinterpret_cast<uint4*>(queries + head * query_stride(kDim) + piece * 16) = x;
   }
   select.clear();
@@ -471,8 +478,9 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && !kAlone ? 2 : 1) atte
   }
   const int n = select_kept(p, r, row, all, bounds);
   // The copy of the table is there where something was selected.
-  attend_list<kDim, kF16, false, 1, 1>(p, r, exchange, row.list, n, row.need != 0 && entries != 0 ? own_table : nullptr,
-                                    [] { return AllKept(); }, [](int token) { return token; });
+  attend_list<kDim, kF16, false, 1, 1>(
+      p, r, exchange, row.list, n, row.need != 0 && entries != 0 ? own_table : nullptr, [] { return AllKept(); },
+      [](int token) { return token; });
 #endif
 }
 

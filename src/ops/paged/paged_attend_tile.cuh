@@ -49,8 +49,8 @@ __device__ __forceinline__ int lane_of_tile() {
 // K and V of 16 tokens, `count` of them there, to a Stage of the warp: two groups of copies. place: block and offset in it, of token
 // `lane`.
 template <int kDim, bool kAnew>
-__device__ __forceinline__ void ask_tile(const StepParams& p, const int2& place, int count, const char* k_base, const char* v_base,
-                                         u32 stage) {
+__device__ __forceinline__ void ask_tile(const StepParams& p, const int2& place, int count, const char* k_base,
+                                         const char* v_base, u32 stage) {
   using Rows = Stage<kDim>;
   const int lane = lane_of_tile<kAnew>();
   __syncwarp();  // those that were there were read
@@ -75,8 +75,8 @@ __device__ __forceinline__ void ask_tile(const StepParams& p, const int2& place,
 // Attends to entries first, first + 1... of the warp's list, which has n of them, whose K and V come to `stage`; after them kPending groups
 // of copies were asked for. entry: the one number first + lane. choice: which entries are kept.
 template <int kDim, bool kF16, int kPending, bool kAnew, class Choice>
-__device__ __forceinline__ void attend_tile(const StepParams& p, int first, int n, int entry, const char* queries, u32 stage,
-                                            Partial<kDim>& o, const Choice& choice) {
+__device__ __forceinline__ void attend_tile(const StepParams& p, int first, int n, int entry, const char* queries,
+                                            u32 stage, Partial<kDim>& o, const Choice& choice) {
   using Rows = Stage<kDim>;
   constexpr int kPieces = kDim / 32;  // 16-byte pieces of K a lane
   const int lane = lane_of_tile<kAnew>();

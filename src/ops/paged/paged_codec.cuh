@@ -8,22 +8,19 @@
 namespace fasa::ops::paged {
 
 __device__ __forceinline__ void mma_s8_k32(int (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-  asm(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
       "{%0,%1,%2,%3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 __device__ __forceinline__ void mma_f16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 __device__ __forceinline__ void mma_bf16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -35,7 +32,9 @@ __device__ __forceinline__ u32 pack4(int a, int b, int c, int d) {
 }
 __device__ __forceinline__ u32 word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
-__device__ __forceinline__ uint2 two_words(const uint4& v, int i) { return make_uint2(word(v, 2 * i), word(v, 2 * i + 1)); }
+__device__ __forceinline__ uint2 two_words(const uint4& v, int i) {
+  return make_uint2(word(v, 2 * i), word(v, 2 * i + 1));
+}
 
 // A codec has
 //   kType                    which it is
@@ -236,7 +235,9 @@ struct Codec<PagedIndexType::kBF16> : FloatCodec {
     reinterpret_cast<__nv_bfloat16*>(high)[d] = h;
     reinterpret_cast<__nv_bfloat16*>(low)[d] = __float2bfloat16_rn(x - __bfloat162float(h));
   }
-  static __device__ __forceinline__ u32 encode_word(const float* x) { return encode_bf16(x[0]) | encode_bf16(x[1]) << 16; }
+  static __device__ __forceinline__ u32 encode_word(const float* x) {
+    return encode_bf16(x[0]) | encode_bf16(x[1]) << 16;
+  }
 };
 
 // The code of a piece's values.

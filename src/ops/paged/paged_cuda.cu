@@ -35,8 +35,9 @@ void launch(void (*kernel)(const Params), const Launch& l, const Params& params,
             "setting the shared memory of a kernel");
   }
   if (l.cluster > 8) {
-    succeed(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-            "allowing clusters of 16");
+    succeed(
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+        "allowing clusters of 16");
   }
   cudaLaunchAttribute attributes[2] = {};
   unsigned count = 0;

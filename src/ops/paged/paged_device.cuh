@@ -109,12 +109,17 @@ __device__ __forceinline__ uint4 load_stream<uint4>(const void* p) {
 // Index rows, the most of all bytes: 6 to 10% faster than load_stream.
 __device__ __forceinline__ uint4 load_row(const void* p) {
   uint4 v;
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
   return v;
 }
 __device__ __forceinline__ uint4 load_shared(u32 address) {
   uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
   return v;
 }
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
@@ -178,23 +183,25 @@ __device__ __forceinline__ void store_peer(u32 to, u32 barrier, uint2 v) {
                : "memory");
 }
 __device__ __forceinline__ void store_peer(u32 to, u32 barrier, u32 v) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(to), "r"(v), "r"(barrier)
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(to), "r"(v),
+               "r"(barrier)
                : "memory");
 }
 // What arrives is in this CTA's own shared memory: acquiring for the cluster would empty L1 at every try.
 __device__ __forceinline__ void wait_stores(u32 barrier, u32 parity = 0) {
   u32 done = 0;
   while (done == 0) {
-    asm volatile(
-        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
-        : "memory");
+    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                 : "=r"(done)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
   }
 }
 
 // i / n where factor is 2^31 / n, rounded up; for i * n below 2^31: check() lets no shape have more rows, or rows of a token, than that.
-__device__ __forceinline__ int divided(int i, u32 factor) { return static_cast<int>(__umulhi(2U * static_cast<u32>(i), factor)); }
+__device__ __forceinline__ int divided(int i, u32 factor) {
+  return static_cast<int>(__umulhi(2U * static_cast<u32>(i), factor));
+}
 
 // 2^x in one instruction, to 2 ulp; 0 below 2^-126.
 __device__ __forceinline__ float exp2_fast(float x) {

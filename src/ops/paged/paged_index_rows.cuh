@@ -54,8 +54,9 @@ struct IndexRows {
   const StepParams& p;
   int rank;
   int ctas;
-  unsigned long long* unit_rows;  // shared, of this warp: addresses of the 32 pieces of tokens (below) that were looked up last
-  int* unit_blocks;               // and the blocks of the next ones
+  // Shared, of this warp: addresses of the 32 pieces of tokens (below) that were looked up last, and the blocks of the next ones.
+  unsigned long long* unit_rows;
+  int* unit_blocks;
   const int32_t* table;
   const char* index;  // of the row's plane
   int lane = static_cast<int>(threadIdx.x & 31U);
@@ -67,7 +68,8 @@ struct IndexRows {
   int batch_rounds = 1 << batch_log2;
   int last_token = static_cast<int>(p.a.shape.max_length - 1);
   int piece_offset = (lane & 3) % kPieces * 16;
-  int64_t lane_offset = static_cast<int64_t>(lane / kPieces & ((1 << piece_log2) - 1)) * p.a.index.token_stride + piece_offset;
+  int64_t lane_offset =
+      static_cast<int64_t>(lane / kPieces & ((1 << piece_log2) - 1)) * p.a.index.token_stride + piece_offset;
   bool whole_units = kNewToken || (p.a.shape.page_size & 15) == 0;  // in one launch always
   // With the length:
   int turns = 0;   // units of tokens of this CTA
@@ -92,8 +94,12 @@ struct IndexRows {
     return is_part ? min(first + static_cast<int>(piece % kParts) * 16, last_token & ~15) : first;
   }
   // Blocks go to shared memory by cp.async, as no register should wait for them.
-  __device__ __forceinline__ void ask_block(const int32_t* entry) const { copy_async4(shared_address(unit_blocks + lane), entry); }
-  __device__ __forceinline__ const int32_t* entry_of(int batch) const { return table + place_of(p, lane_token(batch)).page; }
+  __device__ __forceinline__ void ask_block(const int32_t* entry) const {
+    copy_async4(shared_address(unit_blocks + lane), entry);
+  }
+  __device__ __forceinline__ const int32_t* entry_of(int batch) const {
+    return table + place_of(p, lane_token(batch)).page;
+  }
   __device__ __forceinline__ void ask_batch(int batch) const { ask_block(entry_of(batch)); }
   // kWaits: for the blocks, which in the ring came with an earlier round.
   template <bool kWaits>
@@ -137,7 +143,8 @@ struct IndexRows {
         const int x = j * R::kLoadTokens + lane / kPieces;
         const int unit = spread_unit(min(Tokens::turn_of(round, x >> 4, warp), turns - 1), rank, ctas);
         const Place place = place_of(p, min(unit * 16 + (x & 15), hi_old - 1));
-        from[j] = index + table[place.page] * p.a.index.block_stride + place.offset * p.a.index.token_stride + piece_offset;
+        from[j] =
+            index + table[place.page] * p.a.index.block_stride + place.offset * p.a.index.token_stride + piece_offset;
       }
     }
   }

@@ -206,7 +206,9 @@ struct ShortKeyStore {
   int n = 0;
   u32 best = 0;  // of every other key in each half
 
-  __device__ __forceinline__ unsigned short* at(int i) const { return keys + (i / kWidth * kThreads + threadIdx.x) * kWidth; }
+  __device__ __forceinline__ unsigned short* at(int i) const {
+    return keys + (i / kWidth * kThreads + threadIdx.x) * kWidth;
+  }
   __device__ __forceinline__ void put(const u32* score) {
     const u32 low = Codec::short_keys(score[0], score[1]);
     if constexpr (kVector == 2) {
@@ -264,7 +266,8 @@ __device__ __forceinline__ u32 largest_of(const u32 (&k)[kVector]) {
 // A key that at least `quota` of the set's keys reach, and few more, by all threads of the CTA. base: keys of a thread that are
 // counted one by one, whatever the quota; again: not the first time.
 template <int kSets, bool kFloatKeys, int kVector>
-__device__ __forceinline__ u32 first_cut(PruneShared<kSets>& s, const KeyStore<kVector>& store, int base, u32 quota, bool again) {
+__device__ __forceinline__ u32 first_cut(PruneShared<kSets>& s, const KeyStore<kVector>& store, int base, u32 quota,
+                                         bool again) {
   constexpr int nt = kThreads;
   const int set = set_of_thread<kSets>();
   const int n = store.n;
@@ -325,11 +328,12 @@ __device__ __forceinline__ u32 first_cut(PruneShared<kSets>& s, const KeyStore<k
 struct Cut {
   u32 threshold;  // `total` keys of the set reach it, the `quota` best among them
   u32 total;
-  bool stuck;     // those equal to it are too many
+  bool stuck;  // those equal to it are too many
 };
 // Raises a cut until at most `most` (quota and more) keys reach it, or only equal ones are left to part. Whether it did anything.
 template <int kSets, int kVector>
-__device__ __forceinline__ bool narrow_cut(PruneShared<kSets>& s, const KeyStore<kVector>& store, u32 quota, u32 most, Cut& c) {
+__device__ __forceinline__ bool narrow_cut(PruneShared<kSets>& s, const KeyStore<kVector>& store, u32 quota, u32 most,
+                                           Cut& c) {
   const int set = set_of_thread<kSets>();
   u32* hist = s.hist + set * kPruneBins;
   u32 above = 0;
@@ -368,8 +372,9 @@ __device__ __forceinline__ bool narrow_cut(PruneShared<kSets>& s, const KeyStore
 // token(i): the position of this thread's key i. out: the slots of its set (set_of_thread), or null. bounds: of that set. base, again: as
 // in first_cut; forgotten: the best key that is there no more.
 template <int kSets, bool kFloatKeys, int kVector, class TokenOf>
-__device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVector>& store, u32 quota, u32 slots, uint2* out,
-                                      uint4* bounds, const TokenOf& token, int base = 0, bool again = false, u32 forgotten = 0) {
+__device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVector>& store, u32 quota, u32 slots,
+                                      uint2* out, uint4* bounds, const TokenOf& token, int base = 0, bool again = false,
+                                      u32 forgotten = 0) {
   constexpr int nt = kThreads;
   const int tid = threadIdx.x;
   const int set = set_of_thread<kSets>();
@@ -477,7 +482,8 @@ __device__ __forceinline__ void prune(PruneShared<kSets>& s, const KeyStore<kVec
   for (u32 i = total + member; i < slots; i += nt / kSets) out[i] = make_uint2(0, 0);
   if (member == 0) {
     const u32 lowest = threshold > 1U ? threshold : max(s.lowest[set], 1U);
-    *bounds = make_uint4(max(forgotten, total > slots ? threshold : threshold - 1U), highest, lowest, min(total, slots));
+    *bounds =
+        make_uint4(max(forgotten, total > slots ? threshold : threshold - 1U), highest, lowest, min(total, slots));
   }
 }
 

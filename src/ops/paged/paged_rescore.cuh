@@ -21,9 +21,11 @@ struct Rescore {
   int plane;
 
   __device__ __forceinline__ auto score(u32 id, int head) const {
-    const Place at = place_of(*p, tokens(static_cast<int>(id >> 5 & 255U), static_cast<int>(id & 31U), static_cast<int>(id >> 13)));
-    const int block = own_table != nullptr ? own_table[at.page]
-                                           : load_stream<int>(p->a.block_table + seq * p->a.block_table_stride + at.page);
+    const Place at =
+        place_of(*p, tokens(static_cast<int>(id >> 5 & 255U), static_cast<int>(id & 31U), static_cast<int>(id >> 13)));
+    const int block = own_table != nullptr
+                          ? own_table[at.page]
+                          : load_stream<int>(p->a.block_table + seq * p->a.block_table_stride + at.page);
     const char* from = static_cast<const char*>(p->a.index.data) + cache_offset(p->a.index, block, plane, at.offset);
     uint4 row[kPieces];
 #pragma unroll

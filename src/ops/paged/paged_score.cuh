@@ -45,8 +45,8 @@ struct Alone {
 // kRing: rounds that a warp has on their way in shared memory, after the keys, a power of two of which a batch (paged_index_rows.cuh) has a
 // multiple; 0: kBuffers of them, in registers.
 template <class Codec, int kDims, int kHeads, int kSets, int kRing, class Beside, class Finish>
-__device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow& r, int rank, int ctas, char* memory, Beside& beside,
-                                             const Finish& finish) {
+__device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow& r, int rank, int ctas, char* memory,
+                                             Beside& beside, const Finish& finish) {
   using S = Scorer<Codec, kDims, kHeads, kSets, Beside::kShortKeys>;
   using R = typename S::R;
   constexpr int kKeys = R::kKeys;
@@ -72,13 +72,14 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const int my_dim = __ldg(p.a.dims + plane0 + tid % kDims);
   const float my_scale = __ldg(p.a.index_scale + plane0 + tid % kDims);
 
-  IndexRows<R, Beside::kNewToken, kRing> index{p,
-                                               rank,
-                                               ctas,
-                                               reinterpret_cast<unsigned long long*>(of_warp),
-                                               reinterpret_cast<int*>(of_warp + 32 * 8),
-                                               p.a.block_table + r.seq * p.a.block_table_stride,
-                                               static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride};
+  IndexRows<R, Beside::kNewToken, kRing> index{
+      p,
+      rank,
+      ctas,
+      reinterpret_cast<unsigned long long*>(of_warp),
+      reinterpret_cast<int*>(of_warp + 32 * 8),
+      p.a.block_table + r.seq * p.a.block_table_stride,
+      static_cast<const char*>(p.a.index.data) + r.plane * p.a.index.head_stride};
   constexpr int kMine = (kQueries + nt - 1) / nt;  // queries of a thread
   const auto my_head = [&](int i) { return min((tid + i * nt) / kDims, r.heads - 1); };
   const char* my_query_row[kMine];
@@ -116,7 +117,8 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   const auto tokens = index.see(span);
   const int lo = span.lo;
   const int hi_old = index.hi_old;
-  const int rounds = __shfl_sync(kFullWarp, tokens.rounds_of(warp), 0);  // so that branches on it are known to be the warp's
+  // Shuffled, so that branches on it are known to be the warp's.
+  const int rounds = __shfl_sync(kFullWarp, tokens.rounds_of(warp), 0);
 
   // Rounds on their way: each in registers of its own, or in the ring, from which the lane that asked reads.
   uint4 rows[kBuffers][R::kLoads];
@@ -133,7 +135,8 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
   float my_x[kMine];
   if constexpr (Beside::kNewToken) {
     // Adds nothing, as there is no such dim, but now rows that come to registers are asked for when these two are there.
-    if constexpr (kRing == 0) index.lane_offset += (my_dim == INT16_MIN) & (__float_as_int(my_scale) == INT32_MAX) ? 16 : 0;
+    if constexpr (kRing == 0)
+      index.lane_offset += (my_dim == INT16_MIN) & (__float_as_int(my_scale) == INT32_MAX) ? 16 : 0;
   } else {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) my_x[i] = half_value(my_query[i], is_f16) * my_scale;
@@ -149,7 +152,8 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
 #pragma unroll 1
     for (int b = 0; b < kRing; b += 2) {
       if (rounds > b) index.copy_rounds(b, place_in_ring(b));
-      if (b == 0 && rounds > index.batch_rounds) index.ask_batch(1);  // in the first group, as these rounds may be all of a batch
+      if (b == 0 && rounds > index.batch_rounds)
+        index.ask_batch(1);  // in the first group, as these rounds may be all of a batch
       copy_async_commit();
     }
   }
@@ -313,19 +317,21 @@ __global__ void __launch_bounds__(kThreads, kScoreCtas) score_kernel(const __gri
   constexpr int kKeys = Scorer<Codec, kDims, kHeads, kSets>::R::kKeys;
   const int base = p.plan.score_iterations * kKeys > kChunkKeys ? kLeftKeys : 0;
   char* scoring = memory + (kSets == 1 ? kPruneSharedBytes1 : kPruneSharedBytes4);
-  char* ids = scoring + score_query_bytes(kHeads, kDims, Codec::kPartBytes, false, kSets, false) + 4 * kThreads * (kLeftKeys + kChunkKeys);
+  char* ids = scoring + score_query_bytes(kHeads, kDims, Codec::kPartBytes, false, kSets, false) +
+              4 * kThreads * (kLeftKeys + kChunkKeys);
   Alone<kSets, kFloatKeys, key_vector(kKeys)> alone{
       {s, reinterpret_cast<unsigned short*>(ids), static_cast<u32>(p.plan.quota), base}};
   score_tokens<Codec, kDims, kHeads, kSets, 0>(
-      p, r, rank, ctas, scoring, alone,
-      [&](const auto& keys, bool has_head, const auto& tokens, char*) {
+      p, r, rank, ctas, scoring, alone, [&](const auto& keys, bool has_head, const auto& tokens, char*) {
         const int64_t list = list_of(p, r, has_head ? set_of_thread<kSets>() : 0, rank);
         const auto token_of = [&](int i) {
-          return alone.sieve.identify(i, [&](int number, int lane) { return tokens(number, lane, static_cast<int>(threadIdx.x >> 5)); });
+          return alone.sieve.identify(
+              i, [&](int number, int lane) { return tokens(number, lane, static_cast<int>(threadIdx.x >> 5)); });
         };
         const u32 forgotten = alone.sieve.forgotten();
-        prune<kSets, kFloatKeys>(s, keys, p.plan.quota, p.plan.slots, has_head ? p.slots + list * p.plan.slots : nullptr,
-                                 p.bounds + list, token_of, base, alone.sieve.known.cut != 0, forgotten);
+        prune<kSets, kFloatKeys>(s, keys, p.plan.quota, p.plan.slots,
+                                 has_head ? p.slots + list * p.plan.slots : nullptr, p.bounds + list, token_of, base,
+                                 alone.sieve.known.cut != 0, forgotten);
       });
 #endif
 }

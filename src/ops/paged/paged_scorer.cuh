@@ -28,9 +28,7 @@ struct Round {
   static_assert(kTokens == score_round_tokens(kRowBytes) && kKeys == score_round_keys(kRowBytes, kSets));
 
   // Queries that 8 rows or columns of a product are, for `heads` heads at most.
-  static constexpr int frags(int heads) {
-    return kSets != 1 ? (kRows == 4 ? 2 : 1) : (heads * kRows + 7) / 8;
-  }
+  static constexpr int frags(int heads) { return kSets != 1 ? (kRows == 4 ? 2 : 1) : (heads * kRows + 7) / 8; }
   // Row of the quad and head that query g of `frag` is for.
   static __device__ __forceinline__ int query_row(int g, int frag) {
     if constexpr (kSets == 1) return g / (8 / kRows);
@@ -203,9 +201,7 @@ struct Scorer {
   }
   // What a store of keys is given for a score: short ones are made two at a time.
   static constexpr u32 kNone = kShortKeys ? Codec::kNoShortScore : 0U;
-  static __device__ __forceinline__ u32 stored(Score s) {
-    return kShortKeys ? bits_of(s) : key_of(s);
-  }
+  static __device__ __forceinline__ u32 stored(Score s) { return kShortKeys ? bits_of(s) : key_of(s); }
   // What is stored of the keys of this lane (Round::token_of).
   static __device__ __forceinline__ void reduce(Sums& all, u32 (&keys)[R::kKeys]) {
     const int g = (threadIdx.x & 31) >> 2;
@@ -233,7 +229,7 @@ struct Scorer {
     } else {
 #pragma unroll
       for (int i = 0; i < R::kKeys; ++i) {
-        keys[i] = stored(R::kRows != 1 ? all[i / (2 * R::kLoads)][i % (2 * R::kLoads)]
+        keys[i] = stored(R::kRows != 1   ? all[i / (2 * R::kLoads)][i % (2 * R::kLoads)]
                          : (g >> 2) != 0 ? all[0][R::kLoads + i]
                                          : all[0][i]);
       }
@@ -246,7 +242,8 @@ struct Scorer {
     const int g = (threadIdx.x & 31) >> 2;
     const int c = threadIdx.x & 3;
     const int head = min(R::query_head(g, frag), kHeads - 1);
-    const char* at = queries + (head * kDims + c % R::kPieces * Codec::kPieceDims) * Codec::kPartBytes + slab * 8 + part;
+    const char* at =
+        queries + (head * kDims + c % R::kPieces * Codec::kPieceDims) * Codec::kPartBytes + slab * 8 + part;
     const uint2 both = *reinterpret_cast<const uint2*>(at);
     return R::query_row(g, frag) == c / R::kPieces ? both : make_uint2(0, 0);
   }

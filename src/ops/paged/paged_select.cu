@@ -73,7 +73,8 @@ __global__ void __launch_bounds__(kThreads, kSelectCtas) prune_kernel(const __gr
     drop_absent(round, scores);
 #pragma unroll
     for (int i = 0; i < kRoundKeys; i += 4) {
-      const u32 key[4] = {key_of(scores.v[i]), key_of(scores.v[i + 1]), key_of(scores.v[i + 2]), key_of(scores.v[i + 3])};
+      const u32 key[4] = {key_of(scores.v[i]), key_of(scores.v[i + 1]), key_of(scores.v[i + 2]),
+                          key_of(scores.v[i + 3])};
       store.put(key);
     }
   }
@@ -123,8 +124,8 @@ __global__ void __launch_bounds__(kThreads, kSelectCtas) prune_kernel(const __gr
     }
     return token_at(number / kRoundKeys, number / 4 % 4, of) + number % 4;
   };
-  prune<1, true>(s, store, quota, p.plan.slots, p.slots + where * p.plan.slots, p.bounds + where, token_of, hold ? 0 : store.n, !hold,
-                 forgotten);
+  prune<1, true>(s, store, quota, p.plan.slots, p.slots + where * p.plan.slots, p.bounds + where, token_of,
+                 hold ? 0 : store.n, !hold, forgotten);
 }
 
 __global__ void __launch_bounds__(kThreads) pick_kernel(const __grid_constant__ SelectParams p) {

@@ -70,10 +70,9 @@ template <int kLanes = 32>
 __device__ __forceinline__ u32 sum_below(u32 x) {
 #pragma unroll
   for (int o = 1; o < kLanes; o <<= 1) {
-    asm volatile(
-        "{.reg .pred p; .reg .u32 y; shfl.sync.up.b32 y|p, %0, %1, %2, 0xFFFFFFFF; @p add.u32 %0, %0, y;}"
-        : "+r"(x)
-        : "r"(o), "n"((32 - kLanes) << 8));
+    asm volatile("{.reg .pred p; .reg .u32 y; shfl.sync.up.b32 y|p, %0, %1, %2, 0xFFFFFFFF; @p add.u32 %0, %0, y;}"
+                 : "+r"(x)
+                 : "r"(o), "n"((32 - kLanes) << 8));
   }
   return x;
 }

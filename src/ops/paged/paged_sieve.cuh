@@ -113,8 +113,8 @@ struct Sieve {
     return kept;
   }
   // Not a call, which would wait for the rows on their way.
-  static __device__ __forceinline__ Sieved look_through(PruneShared<kSets>& s, unsigned short* ids, Store store, u32 quota, int first,
-                                                     Sieved known) {
+  static __device__ __forceinline__ Sieved look_through(PruneShared<kSets>& s, unsigned short* ids, Store store,
+                                                        u32 quota, int first, Sieved known) {
     if (known.cut == 0) known.cut = first_cut<kSets, kFloatKeys>(s, store, kLeftKeys, quota, false);
     u32 hits[kChunkKeys / 32];
     u32 mine = look(store, known.cut, hits);

@@ -50,8 +50,8 @@ struct Together {
   // way. (To have met empties L1, so where others run on the SM it comes before.)
   static constexpr bool kMeetsLate = kRing != 0;
   static constexpr bool kGuesses = kSets == 1 && Codec::kPartBytes == 1;
-  static constexpr int kMine = (kDims + 31) / 32;        // dims of a lane
-  static constexpr int kKv = (2 * kDim / 8 + 31) / 32;   // 16-byte pieces of K and V of a lane
+  static constexpr int kMine = (kDims + 31) / 32;       // dims of a lane
+  static constexpr int kKv = (2 * kDim / 8 + 31) / 32;  // 16-byte pieces of K and V of a lane
 
   const StepParams& p;
   const AttendRow& r;
@@ -61,8 +61,8 @@ struct Together {
   int lanes;          // of a group of samples
   int sample_rounds;  // that these are of
   bool appends;
-  bool has_new;   // this warp scores the new token
-  bool has_kv;    // this warp appends K and V
+  bool has_new;  // this warp scores the new token
+  bool has_kv;   // this warp appends K and V
   int dims[kMine];
   float scales[kMine];
   unsigned short raw[kMine];
@@ -70,13 +70,17 @@ struct Together {
   int length;
   Place place;  // of the new token
   int block;
-  u32 key = S::kNone;  // what is stored of the new token's, by one lane a set
+  u32 key = S::kNone;    // what is stored of the new token's, by one lane a set
   bool guesses = false;  // the bins are guessed from the query, as what samples say would come late
   uint2 bins;
 
   __device__ __forceinline__ Together(const StepParams& params, const AttendRow& row, const Exchange<kDim>& exchange,
                                       const TeamLink<kSets>& team)
-      : p(params), r(row), x(exchange), link(team), own_table(reinterpret_cast<int*>(exchange.memory + exchange.layout.table)) {
+      : p(params),
+        r(row),
+        x(exchange),
+        link(team),
+        own_table(reinterpret_cast<int*>(exchange.memory + exchange.layout.table)) {
     const int warp = threadIdx.x >> 5;
     appends = p.a.k_new.data != nullptr;
     // By the last warps, which have a round less than the first ones where these are not as many for all.
@@ -85,7 +89,8 @@ struct Together {
     if (has_new) {
 #pragma unroll
       for (int i = 0; i < kMine; ++i) {
-        const int64_t at = static_cast<int64_t>(r.kv_head) * kDims + min(static_cast<int>(threadIdx.x & 31) + 32 * i, kDims - 1);
+        const int64_t at =
+            static_cast<int64_t>(r.kv_head) * kDims + min(static_cast<int>(threadIdx.x & 31) + 32 * i, kDims - 1);
         dims[i] = __ldg(p.a.dims + at);
         scales[i] = __ldg(p.a.index_scale + at);
       }
@@ -163,7 +168,8 @@ struct Together {
       // warp can hold is expected: 5, some ln(G), keys of each group.
       constexpr u32 kOfWarp = 8 * 32 * team_held(1, kRing != 0) / 2 / 5;
       const u32 size = static_cast<u32>(rounds * lanes * kOfLane);
-      if (lanes > 1 && 6 * size < 5 * static_cast<u32>(group) && static_cast<u32>(tokens) > kOfWarp * size * static_cast<u32>(x.size)) {
+      if (lanes > 1 && 6 * size < 5 * static_cast<u32>(group) &&
+          static_cast<u32>(tokens) > kOfWarp * size * static_cast<u32>(x.size)) {
         lanes >>= 1;
         rounds = rounds_of();
       }
@@ -175,7 +181,8 @@ struct Together {
   // What is needed after the scores only: the block table, the tokens that are kept in any case, and that the cluster has met.
   __device__ __forceinline__ void settle() const {
     const int32_t* table = p.a.block_table + r.seq * p.a.block_table_stride;
-    for (int i = threadIdx.x; i < p.layout.table_entries; i += kThreads) copy_async4(shared_address(own_table + i), table + i);
+    for (int i = threadIdx.x; i < p.layout.table_entries; i += kThreads)
+      copy_async4(shared_address(own_table + i), table + i);
     const KeptRow<kDim> kept(p, r, x, length);
     if constexpr (kSets == 1) {
       kept.put_forced(p.a.shape, kForced);
@@ -229,7 +236,8 @@ struct Together {
         scorer.multiply(codes, all);
         u32 keys[R::kKeys];
         S::reduce(all, keys);
-        const bool counts = set_lane<kSets>() == 0 && set_of_thread<kSets>() < r.heads && length - 1 >= span.lo && length - 1 < span.hi;
+        const bool counts =
+            set_lane<kSets>() == 0 && set_of_thread<kSets>() < r.heads && length - 1 >= span.lo && length - 1 < span.hi;
         if (counts) key = keys[0];
       }
     }
@@ -265,11 +273,12 @@ struct Together {
 
 // The kept tokens of the CTAs in their order, forced ones before; counts: shared, one word a warp.
 template <int kDim, class TokenOf>
-__device__ __forceinline__ void report_team(const KeptRow<kDim>& row, const TeamChoice& choice, int n, int forced, int all, u32* counts,
-                                            int budget, const TokenOf& token_of) {
+__device__ __forceinline__ void report_team(const KeptRow<kDim>& row, const TeamChoice& choice, int n, int forced,
+                                            int all, u32* counts, int budget, const TokenOf& token_of) {
   using T = Team<true>;
   u32 mine = 0;
-  for (int i = forced + static_cast<int>(threadIdx.x); i < n; i += kThreads) mine += choice.kept(row.list[i], i) ? 1U : 0U;
+  for (int i = forced + static_cast<int>(threadIdx.x); i < n; i += kThreads)
+    mine += choice.kept(row.list[i], i) ? 1U : 0U;
   u32 place;
   u32 here;
   place_in_block(counts, mine, place, here);
@@ -285,7 +294,8 @@ __device__ __forceinline__ void report_team(const KeptRow<kDim>& row, const Team
 }
 
 template <class Codec, int kDims, int kHeads, int kDim, int kSets, int kRing, int kKeyBytes>
-__global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) step_kernel(const __grid_constant__ StepParams p) {
+__global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1)
+    step_kernel(const __grid_constant__ StepParams p) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(kLineBytes) char memory[];
   using T = Team<true>;
@@ -304,21 +314,22 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
   if constexpr (!beside.kMeetsLate) T::wait();
   auto* lists = reinterpret_cast<int*>(memory + exchange.layout.list);
   const int stride = kSets == 1 ? 0 : team_entries(shape.budget, kSets);  // of the lists of the sets
-  TeamRange range{0, 0, 0, 0, 0, 0};  // of this thread's set, and its list
+  TeamRange range{0, 0, 0, 0, 0, 0};                                      // of this thread's set, and its list
   using Tokens = typename IndexRows<typename Scorer<Codec, kDims, kHeads, kSets>::R, true, kRing>::Tokens;
   Tokens tokens;
   constexpr bool kCuts = kKeyBytes == 2 && Codec::kCutsScores;
   const auto rescore = [&] {
     if constexpr (kCuts) {
       const char* queries = memory + exchange.layout.total + kHeads * kDims / 16 * 4;
-      return Rescore<Codec, kDims, kHeads, Tokens>{&p, p.layout.table_entries != 0 ? beside.own_table : nullptr, queries, tokens,
-                                                   row.seq, row.plane};
+      return Rescore<Codec, kDims, kHeads, Tokens>{
+          &p, p.layout.table_entries != 0 ? beside.own_table : nullptr, queries, tokens, row.seq, row.plane};
     } else {
       return NoRescore();
     }
   };
   const Span span = score_tokens<Codec, kDims, kHeads, kSets, kRing>(
-      p, row, rank, size, memory + exchange.layout.total, beside, [&](const auto& store, bool, const auto& tokens_of_row, char* of_warp) {
+      p, row, rank, size, memory + exchange.layout.total, beside,
+      [&](const auto& store, bool, const auto& tokens_of_row, char* of_warp) {
         tokens = tokens_of_row;
         const KeptRow<kDim> kept(p, r, exchange, beside.length);
         copy_async_wait();
@@ -328,8 +339,8 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1) s
         const int forced = kept.forced_here();
         const int first = set_of_thread<kSets>() * stride + forced;
         range.listed = forced + list_team_keys(link, keys, range, [&](int place, int id, u32 tie) {
-          lists[first + place] = id | static_cast<int>(tie) << 16;
-        });
+                         lists[first + place] = id | static_cast<int>(tie) << 16;
+                       });
       });
   if (!span.scores) {
     if constexpr (beside.kMeetsLate) beside.settle();

@@ -20,7 +20,7 @@ namespace fasa::ops::paged {
 struct alignas(16) TeamRange {
   u32 first;
   u32 last;
-  u32 among;       // 0: all from `first` on are kept
+  u32 among;  // 0: all from `first` on are kept
   u32 inside;
   u32 before;      // of those inside, in the CTAs before this one
   u32 kept;        // in all
@@ -36,8 +36,8 @@ struct TeamShared {
   static constexpr int kBins = team_bins(kSets);
   static constexpr int kRanges = team_ctas(kSets) * (kThreads / 32);  // of a set
 
-  u32 hist[kSets * kBins];  // of this CTA
-  u32 none[32];             // where a lane counts what is not to be counted, which takes no branch
+  u32 hist[kSets * kBins];                    // of this CTA
+  u32 none[32];                               // where a lane counts what is not to be counted, which takes no branch
   alignas(16) uint2 ranges[kSets * kRanges];  // (lowest counted, best) of each warp's samples; 0: none
   alignas(16) u32 ties[kSets * team_ties(kSets)];
   u32 own_ties[kSets];  // how many of these are of this CTA
@@ -111,7 +111,8 @@ struct TeamLink {
     if (size == 1) {
       if (peer == 0) *to = make_uint2(worst, highest);
     } else if (peer < size) {
-      store_peer(peer_address(shared_address(to), peer), peer_address(barriers + kSamples, peer), make_uint2(worst, highest));
+      store_peer(peer_address(shared_address(to), peer), peer_address(barriers + kSamples, peer),
+                 make_uint2(worst, highest));
     }
   }
   // (lowest counted, best) of all samples of this thread's set; (1, 1) where there are none.
@@ -162,7 +163,8 @@ struct TeamLink {
   }
   // Keys of CTA `from` in a bin of a set.
   __device__ __forceinline__ u32 count_of(int from, int set, int bin) const {
-    return size == 1 ? s.hist[set * kBins + bin] : reinterpret_cast<const unsigned short*>(inbox)[from * kAllBins + set * kBins + bin];
+    return size == 1 ? s.hist[set * kBins + bin]
+                     : reinterpret_cast<const unsigned short*>(inbox)[from * kAllBins + set * kBins + bin];
   }
   // From the top bin down, where `above` (of this thread's set) plus the counts of all CTAs reaches `target`; total: above plus all.
   // Ends with a barrier.
@@ -185,7 +187,9 @@ struct TeamLink {
         u32 two[kCtasTogether];
 #pragma unroll
         for (int i = 0; i < kCtasTogether; ++i) {
-          two[i] = first + i < size ? reinterpret_cast<const u32*>(inbox)[((first + i) * kAllBins + set * kBins) / 2 + word] : 0U;
+          two[i] = first + i < size
+                       ? reinterpret_cast<const u32*>(inbox)[((first + i) * kAllBins + set * kBins) / 2 + word]
+                       : 0U;
         }
 #pragma unroll
         for (int i = 0; i < kCtasTogether; ++i) {
@@ -211,7 +215,8 @@ struct TeamLink {
     total += above;
     if (before < target && before + mine >= target) {
       const bool in_high = before + high >= target;
-      s.found[set] = in_high ? BinFound{2 * word + 1, before, before + high} : BinFound{2 * word, before + high, before + mine};
+      s.found[set] =
+          in_high ? BinFound{2 * word + 1, before, before + high} : BinFound{2 * word, before + high, before + mine};
     }
     __syncthreads();
     return s.found[set_of_thread<kSets>()];
@@ -238,7 +243,7 @@ struct TeamLink {
   template <class Again>
   __device__ __forceinline__ void send_scored(int set, u32 before, const Again& again) const {
     constexpr u32 kHeads = kSets == 1 ? Again::kHeads : 1;  // lanes of a tie, each for one head
-    constexpr u32 kOf = kThreads / kSets / kHeads;            // ties at once
+    constexpr u32 kOf = kThreads / kSets / kHeads;          // ties at once
     const u32 thread = threadIdx.x % (kThreads / kSets);
     const u32 head = thread % kHeads;
     const u32 own = s.own_ties[set];

@@ -15,9 +15,9 @@ struct TeamKeys {
   const Store& store;
   unsigned short* ids;  // shared, [kSets][kHeld * kLanes] of this warp: number * 32 + lane of each key held
   u32 held[kHeld];
-  int rounds;    // of those held
-  bool direct;   // held[i] is this lane's key i
-  bool fits;     // else all keys are looked at every time
+  int rounds;   // of those held
+  bool direct;  // held[i] is this lane's key i
+  bool fits;    // else all keys are looked at every time
 
   // memory: score_warp_bytes of this warp.
   __device__ __forceinline__ TeamKeys(const Store& keys, char* memory)
@@ -121,13 +121,15 @@ struct TeamKeys {
       for (int s = 0; s < min(32, steps - from); s += 4) {
         uint4 k[4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) k[j] = *reinterpret_cast<const uint4*>(place(min(vector_of(from + s + j), vectors - 1)));
+        for (int j = 0; j < 4; ++j)
+          k[j] = *reinterpret_cast<const uint4*>(place(min(vector_of(from + s + j), vectors - 1)));
         u32 four = 0;
 #pragma unroll
         for (int j = 0; j < 4; ++j) four |= Store::any_reaches(k[j], least) ? 1U << j : 0U;
         hits |= four << s;
       }
-      const int own_steps = (vectors - lane / kAcross + kOfLanes - 1) / kOfLanes - from;  // what is past them was seen before
+      // What is past them was seen before.
+      const int own_steps = (vectors - lane / kAcross + kOfLanes - 1) / kOfLanes - from;
       if (own_steps < 32) hits &= (1U << max(own_steps, 0)) - 1U;
       u32 bits = 0;  // of the keys of one step
       int vector = 0;
@@ -154,7 +156,8 @@ struct TeamKeys {
   }
   __device__ __forceinline__ const auto* at(int id) const {
     const int i = id >> 5;
-    return store.keys + (i / kVector * kThreads + static_cast<int>(threadIdx.x & ~31U) + (id & 31)) * kVector + i % kVector;
+    return store.keys + (i / kVector * kThreads + static_cast<int>(threadIdx.x & ~31U) + (id & 31)) * kVector +
+           i % kVector;
   }
   // f(key, j) by whole warps; id_of(j) is the key's number * 32 + lane, and its warp from bit 13 on.
   template <class F>
@@ -178,7 +181,8 @@ struct TeamKeys {
   }
   __device__ __forceinline__ int id_of(int j) const {
     const int lane = static_cast<int>(threadIdx.x & 31);
-    return (direct || !fits ? j * 32 + lane : ids[j * kLanes + set_lane<kSets>()]) | static_cast<int>(threadIdx.x >> 5) << 13;
+    return (direct || !fits ? j * 32 + lane : ids[j * kLanes + set_lane<kSets>()]) | static_cast<int>(threadIdx.x >> 5)
+                                                                                         << 13;
   }
 };
 
@@ -221,7 +225,9 @@ struct TeamSearch {
     done = false;
   }
   // From here on keys are the rests of those equal to `first`, 0 where they were below and 2^16 - 1, above `last`, where above.
-  __device__ __forceinline__ u32 divide(u32 key, u32 rest) const { return key == first ? rest : key > first ? 0xFFFFU : 0U; }
+  __device__ __forceinline__ u32 divide(u32 key, u32 rest) const {
+    return key == first ? rest : key > first ? 0xFFFFU : 0U;
+  }
   __device__ __forceinline__ void see_divided() {
     first = 1;
     last = 0xFFFEU;
@@ -238,8 +244,8 @@ struct NoRescore {
 
 // One histogram of each set, of keys(f), which calls f for each key; of those that are done with it nothing changes.
 template <bool kCuts, int kSets, class Keys>
-__device__ __forceinline__ void search_team(const TeamLink<kSets>& link, TeamSearch<kSets>& search, u32 need, u32 parity,
-                                            const Keys& keys) {
+__device__ __forceinline__ void search_team(const TeamLink<kSets>& link, TeamSearch<kSets>& search, u32 need,
+                                            u32 parity, const Keys& keys) {
   const int set = set_of_thread<kSets>();
   u32* none = link.s.none + (threadIdx.x & 31);
   u32* bins = link.s.hist + set * link.kBins;
@@ -263,7 +269,8 @@ __device__ __forceinline__ void search_team(const TeamLink<kSets>& link, TeamSea
 
 // More histograms, of all keys: rare, and a call, so that nothing of it is prepared for otherwise.
 template <class Store, int kSets, class Again>
-__device__ __noinline__ TeamSearch<kSets> search_on(TeamLink<kSets> link, Store store, TeamSearch<kSets> search, u32 need, Again again) {
+__device__ __noinline__ TeamSearch<kSets> search_on(TeamLink<kSets> link, Store store, TeamSearch<kSets> search,
+                                                    u32 need, Again again) {
   u32 parity = 0;
   do {
     if constexpr (Again::kCuts) {
@@ -290,8 +297,8 @@ __device__ __noinline__ TeamSearch<kSets> search_on(TeamLink<kSets> link, Store 
 // The range of the `need`-th best of all keys of the team, of each thread's set. range: what the bins are to cover, the same for all
 // threads of a set. keys: holds those from `first` on afterwards. again: scores of single tokens, where several share a key.
 template <int kSets, class Keys, class Again>
-__device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link, Keys& keys, const uint2& range, u32 need,
-                                                     const Again& again) {
+__device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link, Keys& keys, const uint2& range,
+                                                     u32 need, const Again& again) {
   constexpr int kBits = TeamSearch<kSets>::kBits;
   TeamSearch<kSets> search{range.x, 0xFFFFFFFFU, 0, bin_shift(range.y - range.x, kBits), {-1, 0, 0}, 0, false, false};
   // Where a lane has one or two of those that are held, which are about twice as many as are wanted.
@@ -314,7 +321,8 @@ __device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link
     // Ties of all sets come to one barrier.
     const u32 ties = r.among != 0 && !r.one_value() ? r.inside : 0U;
     u32 all = ties;
-    if constexpr (kSets != 1) all = of_set<kSets>(ties, 0) + of_set<kSets>(ties, 1) + of_set<kSets>(ties, 2) + of_set<kSets>(ties, 3);
+    if constexpr (kSets != 1)
+      all = of_set<kSets>(ties, 0) + of_set<kSets>(ties, 1) + of_set<kSets>(ties, 2) + of_set<kSets>(ties, 3);
     if (threadIdx.x == 0 && all != 0) expect_stores(link.barriers + link.kTies, static_cast<int>(all) * 4);
   }
   return r;
@@ -326,7 +334,8 @@ __device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link
 // CTA's it is, from 1 on, or 0. Returns how many are on the list of the lane's set, at most all that are kept and team_ties. Barriers
 // within, none at the end.
 template <int kSets, class Keys, class Put>
-__device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const Keys& keys, TeamRange& r, const Put& put) {
+__device__ __forceinline__ int list_team_keys(const TeamLink<kSets>& link, const Keys& keys, TeamRange& r,
+                                              const Put& put) {
   const int set = set_of_thread<kSets>();
   const u32 lane = 1U << (threadIdx.x & 31);
   const bool one_value = r.one_value();
@@ -384,7 +393,9 @@ struct TeamChoice {
   int cut;
 
   // The key of a tie, 0 of an entry that is none.
-  static __device__ __forceinline__ u32 tie_of(const u32* ties, int entry) { return entry >> 16 > 0 ? ties[(entry >> 16) - 1] : 0U; }
+  static __device__ __forceinline__ u32 tie_of(const u32* ties, int entry) {
+    return entry >> 16 > 0 ? ties[(entry >> 16) - 1] : 0U;
+  }
   // entry: the i-th of the list.
   __device__ __forceinline__ bool kept(int entry, int i) const {
     const u32 tie = tie_of(ties, entry);
@@ -419,14 +430,16 @@ __device__ __forceinline__ uint3 rank_team_ties(const u32* ties, u32 inside, u32
     const u32 hit = __ballot_sync(kFullWarp, at + lane < inside && greater < want && greater + same >= want);
     if (hit == 0) continue;
     const int it = __ffs(static_cast<int>(hit)) - 1;
-    return make_uint3(__shfl_sync(kFullWarp, mine, it), want - __shfl_sync(kFullWarp, greater, it), __shfl_sync(kFullWarp, same, it));
+    return make_uint3(__shfl_sync(kFullWarp, mine, it), want - __shfl_sync(kFullWarp, greater, it),
+                      __shfl_sync(kFullWarp, same, it));
   }
   return make_uint3(0, 0, 0);
 }
 
 // Waits for the ties and chooses; every warp for itself. r, list: of `set`.
 template <int kSets>
-__device__ __forceinline__ TeamChoice choose(const TeamLink<kSets>& link, int set, const TeamRange& r, const int* list) {
+__device__ __forceinline__ TeamChoice choose(const TeamLink<kSets>& link, int set, const TeamRange& r,
+                                             const int* list) {
   const u32* ties = link.s.ties + set * team_ties(kSets);
   const u32* own = ties + r.before;
   if (r.among == 0) return {own, 0, 0};
@@ -443,7 +456,8 @@ __device__ __forceinline__ TeamChoice choose(const TeamLink<kSets>& link, int se
   int cut = 0;
 #pragma unroll 1
   for (int at = 0; at < r.listed && left != 0; at += 32) {
-    const u32 mask = __ballot_sync(kFullWarp, at + static_cast<int>(lane) < r.listed && TeamChoice::tie_of(own, list[at + lane]) == key);
+    const u32 mask = __ballot_sync(
+        kFullWarp, at + static_cast<int>(lane) < r.listed && TeamChoice::tie_of(own, list[at + lane]) == key);
     const u32 here = static_cast<u32>(__popc(mask));
     if (here < left) {
       left -= here;
