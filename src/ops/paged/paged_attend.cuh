@@ -10,7 +10,7 @@
 // Memory: 2 * 2 * head_dim bytes a kept token and row, and the pruned lists (L2) once a CTA.
 // Numerics: f32 softmax with a running maximum; p is rounded to the type of V.
 // Ordering: the kept list is placed by counting, sums are in a fixed order: bit-identical.
-// Tried and dropped (docs/gpu.md): K and V as pieces of 16 bytes straight to registers; attention at 64 registers (spills); combining
+// Tried and dropped (docs/gpu-measurements.md): K and V as pieces of 16 bytes straight to registers; attention at 64 registers (spills); combining
 //   over cluster barriers (their release is a fence of all memory; stores that count bytes on the receiver's own barrier need none);
 //   loops over a runtime number of threads (a division each).
 #pragma once

@@ -240,7 +240,7 @@ int32_t quad_cluster(const PagedShape& s, const PagedDevice& device, int64_t tok
 }
 
 // The step in one launch with keys of so many bytes, or a generic plan where two launches are faster: limits measured on H100 and H200
-// (docs/gpu.md).
+// (docs/gpu-measurements.md).
 PagedPlan one_launch_with(const PagedShape& s, const PagedDevice& device, int32_t key_bytes) {
   const bool quads = s.sets_at_once() == 4;
   const int64_t rows = quads ? paged::score_rows(s) : attend_rows(s);

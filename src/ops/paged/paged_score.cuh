@@ -10,7 +10,7 @@
 // Memory: index_row_bytes a token, read once; a few hundred (key, token) pairs a CTA written.
 // Numerics: paged.h. Integer keys are exact.
 // Ordering: no atomics but counts, maxima and minima of integers: bit-identical from run to run.
-// Tried and dropped (docs/gpu.md): every warp gathering its own queries (many thousand warps ask L2 for the same 8 KB);
+// Tried and dropped (docs/gpu-measurements.md): every warp gathering its own queries (many thousand warps ask L2 for the same 8 KB);
 //   index rows through a ring in shared memory where an SM has two CTAs; every lane looking up every unit (half of all
 //   instructions); the new tokens' codes in a CTA that also scores; prefetching the kernel's parameters.
 #pragma once
