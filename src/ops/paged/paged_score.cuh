@@ -149,11 +149,13 @@ __device__ __forceinline__ Span score_tokens(const StepParams& p, const ScoreRow
       if (rounds > b) index.load_round(b, rows[b]);
     }
   } else {
+    // The next batch's blocks are in the first group, the one that is waited for when rounds after these are asked for: as long as a batch,
+    // which of pieces of 16 tokens is shortest, has at least as many rounds as the ring.
+    static_assert(kRing <= 1 << (5 - R::kTokensLog2 + 4));
 #pragma unroll 1
     for (int b = 0; b < kRing; b += 2) {
       if (rounds > b) index.copy_rounds(b, place_in_ring(b));
-      if (b == 0 && rounds > index.batch_rounds)
-        index.ask_batch(1);  // in the first group, as these rounds may be all of a batch
+      if (b == 0 && rounds > index.batch_rounds) index.ask_batch(1);
       copy_async_commit();
     }
   }
