@@ -12,7 +12,6 @@ constexpr int64_t kPrompt = 150;
 constexpr int64_t kSteps = 16;
 constexpr int64_t kDim = Simulation::kDim;
 constexpr int64_t kGroup = Simulation::kGroup;
-constexpr int64_t kHeads = Simulation::kHeads;
 constexpr int64_t kKvHeads = Simulation::kKvHeads;
 constexpr int64_t kValueDim = Simulation::kValueDim;
 constexpr size_t kWindow = 5;
