@@ -371,14 +371,14 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
           }
         }
       }
-      ask_tile<kDim, true>(p, place, n - first, k_base, v_base, stage);
+      ask_tile<kDim, kStages>(p, place, n - first, k_base, v_base, stage);
     };
     auto choice = decltype(choose())();
     for (int first = begin;; first += kTurn) {
       if (first < n) ask(first);
       if (first == begin) choice = choose();
       if (first >= n) break;
-      attend_tile<kDim, kF16, 0, true>(p, first, n, entry, queries, stage, o, choice);
+      attend_tile<kDim, kF16, kStages>(p, first, n, entry, queries, stage, o, choice);
     }
   } else {
     static_assert(kStages == 2);
@@ -388,7 +388,7 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
       if (first < n) {
         int2 place = make_int2(0, 0);
         if (lane < 16 && first + lane < n) place = find(first + lane, entry);
-        ask_tile<kDim, false>(p, place, n - first, k_base, v_base, to);
+        ask_tile<kDim, kStages>(p, place, n - first, k_base, v_base, to);
       } else {
         // The groups of a tile, as those behind a tile are counted.
         copy_async_commit();
@@ -403,7 +403,7 @@ __device__ __forceinline__ void attend_list(const StepParams& p, const AttendRow
 #pragma unroll 1
     for (int first = begin; first < n; first += kTurn) {
       const int next = ask(first + kTurn, other);
-      attend_tile<kDim, kF16, 2, false>(p, first, n, entry, queries, here, o, choice);
+      attend_tile<kDim, kF16, kStages>(p, first, n, entry, queries, here, o, choice);
       entry = next;
       const u32 read = here;
       here = other;

@@ -38,23 +38,23 @@ struct Stage {
   }
 };
 
-// With kAnew what is made of it is found again for every tile.
-template <bool kAnew>
+// Where two CTAs share an SM what is made of it is found again for every tile, as it would spill.
+template <int kStages>
 __device__ __forceinline__ int lane_of_tile() {
   int lane = threadIdx.x & 31;
-  if constexpr (kAnew) asm volatile("" : "+r"(lane));
+  if constexpr (kStages == 1) asm volatile("" : "+r"(lane));
   return lane;
 }
 
 // K and V of 16 tokens, `count` of them there, to a Stage of the warp: two groups of copies. place: block and offset in it, of token
-// `lane`.
-template <int kDim, bool kAnew>
+// `lane`; kStages: tiles that a warp has on their way.
+template <int kDim, int kStages>
 __device__ __forceinline__ void ask_tile(const StepParams& p, const int2& place, int count, const char* k_base,
                                          const char* v_base, u32 stage) {
   using Rows = Stage<kDim>;
-  const int lane = lane_of_tile<kAnew>();
+  const int lane = lane_of_tile<kStages>();
   __syncwarp();  // those that were there were read
-  // A row's address goes from the lane whose token it is to those that copy it: to find it takes ten times as many instructions.
+  // A row's address goes from the lane whose token it is to those that copy it, as to find it takes four times as many instructions.
   const auto copy_rows = [&](const char* base, const PagedCache& cache, const auto& place_of_piece) {
     auto own = reinterpret_cast<unsigned long long>(base + place.x * cache.block_stride + place.y * cache.token_stride);
     const auto first = __shfl_sync(kFullWarp, own, 0);
@@ -72,14 +72,15 @@ __device__ __forceinline__ void ask_tile(const StepParams& p, const int2& place,
   copy_rows(v_base, p.a.v, [](int row, int piece) { return Rows::place_of_v(row, piece); });
 }
 
-// Attends to entries first, first + 1... of the warp's list, which has n of them, whose K and V come to `stage`; after them kPending groups
-// of copies were asked for. entry: the one number first + lane. choice: which entries are kept.
-template <int kDim, bool kF16, int kPending, bool kAnew, class Choice>
+// Attends to entries first, first + 1... of the warp's list, which has n of them, whose K and V come to `stage`; after them those of
+// kStages - 1 tiles were asked for. entry: the one number first + lane. choice: which entries are kept.
+template <int kDim, bool kF16, int kStages, class Choice>
 __device__ __forceinline__ void attend_tile(const StepParams& p, int first, int n, int entry, const char* queries,
                                             u32 stage, Partial<kDim>& o, const Choice& choice) {
   using Rows = Stage<kDim>;
-  constexpr int kPieces = kDim / 32;  // 16-byte pieces of K a lane
-  const int lane = lane_of_tile<kAnew>();
+  constexpr int kPieces = kDim / 32;           // 16-byte pieces of K a lane
+  constexpr int kPending = 2 * (kStages - 1);  // groups of copies
+  const int lane = lane_of_tile<kStages>();
   const int g = lane >> 2;
   const int c = lane & 3;
   const auto token_of = [&](int i) { return (i >> 1) * 8 + 2 * c + (i & 1); };
@@ -91,7 +92,7 @@ __device__ __forceinline__ void attend_tile(const StepParams& p, int first, int 
   __syncwarp();
   float s[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
   // Where registers suffice, of the other half of the dims, as products of one sum wait for each other.
-  constexpr bool kHalves = kPending != 0;
+  constexpr bool kHalves = kStages != 1;
   float t[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
 #pragma unroll
   for (int j = 0; j < kPieces; ++j) {

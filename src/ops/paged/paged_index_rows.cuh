@@ -12,9 +12,11 @@
 namespace fasa::ops::paged {
 
 // Which token the keys of a CTA are of: key i of a lane is of round i / kKeys of its warp.
-// kTogether: a warp has a multiple of so many rounds, perhaps of no tokens at all. kUnitLog2: of the tokens of a unit.
-template <class R, bool kNewToken, int kTogether, int kUnitLog2>
+template <class R, bool kNewToken, int kRing>
 struct RowTokens {
+  static constexpr int kUnitLog2 = score_unit_log2(kRing);
+  // A warp has a multiple of so many rounds, perhaps of no tokens at all.
+  static constexpr int kTogether = score_rounds_together(kRing);
   static constexpr int kUnits = R::kTokens >> kUnitLog2;  // of a round
   static_assert(kUnits << kUnitLog2 == R::kTokens);
 
@@ -46,10 +48,10 @@ struct RowTokens {
 template <class R, bool kNewToken, int kRing>
 struct IndexRows {
   static constexpr int kPieces = R::kPieces;
-  static constexpr int kUnitLog2 = score_unit_log2(kRing);
-  static constexpr bool kLong = kUnitLog2 != 4;
-  using Tokens = RowTokens<R, kNewToken, score_rounds_together(kRing), kUnitLog2>;
+  using Tokens = RowTokens<R, kNewToken, kRing>;
+  static constexpr int kUnitLog2 = Tokens::kUnitLog2;
   static constexpr u32 kUnits = Tokens::kUnits;
+  static constexpr bool kLong = kUnitLog2 != 4;
 
   const StepParams& p;
   int rank;

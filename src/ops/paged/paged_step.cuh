@@ -60,9 +60,8 @@ struct Together {
   int* own_table;
   int lanes;          // of a group of samples
   int sample_rounds;  // that these are of
-  bool appends;
-  bool has_new;  // this warp scores the new token
-  bool has_kv;   // this warp appends K and V
+  bool has_new;       // this warp scores the new token
+  bool has_kv;        // this warp appends K and V
   int dims[kMine];
   float scales[kMine];
   unsigned short raw[kMine];
@@ -82,7 +81,7 @@ struct Together {
         link(team),
         own_table(reinterpret_cast<int*>(exchange.memory + exchange.layout.table)) {
     const int warp = threadIdx.x >> 5;
-    appends = p.a.k_new.data != nullptr;
+    const bool appends = p.a.k_new.data != nullptr;
     // By the last warps, which have a round less than the first ones where these are not as many for all.
     has_new = appends && warp == kThreads / 32 - 1 && x.rank == x.size - 1;
     has_kv = appends && warp == kThreads / 32 - 2;
@@ -191,6 +190,7 @@ struct Together {
     }
     if constexpr (kMeetsLate) Team<true>::wait();
   }
+  // Once a warp, in the midst of its scores.
   __device__ __forceinline__ void sample(u32 best) const {
     if constexpr (kMeetsLate) settle();
     if (!guesses) link.sample(best, lanes);
@@ -315,7 +315,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1)
   auto* lists = reinterpret_cast<int*>(memory + exchange.layout.list);
   const int stride = kSets == 1 ? 0 : team_entries(shape.budget, kSets);  // of the lists of the sets
   TeamRange range{0, 0, 0, 0, 0, 0};                                      // of this thread's set, and its list
-  using Tokens = typename IndexRows<typename Scorer<Codec, kDims, kHeads, kSets>::R, true, kRing>::Tokens;
+  using Tokens = RowTokens<typename Scorer<Codec, kDims, kHeads, kSets>::R, true, kRing>;
   Tokens tokens;
   constexpr bool kCuts = kKeyBytes == 2 && Codec::kCutsScores;
   const auto rescore = [&] {

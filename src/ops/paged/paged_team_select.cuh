@@ -181,8 +181,8 @@ struct TeamKeys {
   }
   __device__ __forceinline__ int id_of(int j) const {
     const int lane = static_cast<int>(threadIdx.x & 31);
-    return (direct || !fits ? j * 32 + lane : ids[j * kLanes + set_lane<kSets>()]) | static_cast<int>(threadIdx.x >> 5)
-                                                                                         << 13;
+    const int warp = static_cast<int>(threadIdx.x >> 5);
+    return (direct || !fits ? j * 32 + lane : ids[j * kLanes + set_lane<kSets>()]) | warp << 13;
   }
 };
 
@@ -302,12 +302,12 @@ __device__ __forceinline__ TeamRange find_team_range(const TeamLink<kSets>& link
   constexpr int kBits = TeamSearch<kSets>::kBits;
   TeamSearch<kSets> search{range.x, 0xFFFFFFFFU, 0, bin_shift(range.y - range.x, kBits), {-1, 0, 0}, 0, false, false};
   // Where a lane has one or two of those that are held, which are about twice as many as are wanted.
-  const auto few = [&] { return keys.store.n >= 128 && 2 * need <= static_cast<u32>(keys.store.n * link.size); };
-  keys.hold(search.first, few());
+  const bool few = keys.store.n >= 128 && 2 * need <= static_cast<u32>(keys.store.n * link.size);
+  keys.hold(search.first, few);
   search_team<Again::kCuts>(link, search, need, 0, [&](const auto& f) { keys.for_each([&](u32 k, int) { f(k); }); });
   if (any_set<kSets>(!search.done)) {
     search = search_on(link, keys.store, search, need, again);
-    keys.hold(search.first, few());
+    keys.hold(search.first, few);
   }
   const BinFound& f = search.f;
   TeamRange r{search.first, search.last, need - f.before, f.through - f.before, search.before, need};
