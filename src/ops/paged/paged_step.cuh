@@ -314,15 +314,17 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1)
   if constexpr (!beside.kMeetsLate) T::wait();
   auto* lists = reinterpret_cast<int*>(memory + exchange.layout.list);
   const int stride = kSets == 1 ? 0 : team_entries(shape.budget, kSets);  // of the lists of the sets
-  TeamRange range{0, 0, 0, 0, 0, 0};                                      // of this thread's set, and its list
+  // Of this thread's set, and its list.
+  TeamRange range{0, 0, 0, 0, 0, 0};
   using Tokens = RowTokens<typename Scorer<Codec, kDims, kHeads, kSets>::R, true, kRing>;
   Tokens tokens;
   constexpr bool kCuts = kKeyBytes == 2 && Codec::kCutsScores;
+  // Found where it is used: kept, it takes registers all the while.
+  const auto own_table = [&] { return p.layout.table_entries != 0 ? beside.own_table : nullptr; };
   const auto rescore = [&] {
     if constexpr (kCuts) {
       const char* queries = memory + exchange.layout.total + kHeads * kDims / 16 * 4;
-      return Rescore<Codec, kDims, kHeads, Tokens>{
-          &p, p.layout.table_entries != 0 ? beside.own_table : nullptr, queries, tokens, row.seq, row.plane};
+      return Rescore<Codec, kDims, kHeads, Tokens>{&p, own_table(), queries, tokens, row.seq, row.plane};
     } else {
       return NoRescore();
     }
@@ -378,9 +380,8 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 && kRing == 0 ? 2 : 1)
                   shape.budget, token_of);
     }
   }
-  const int* own_table = p.layout.table_entries != 0 ? beside.own_table : nullptr;
   attend_list<kDim, false, true, kSets, attend_stages(kRing)>(
-      p, r, exchange, lists + set * stride, n, own_table, [&] { return choose_of(set); }, token_of);
+      p, r, exchange, lists + set * stride, n, own_table(), [&] { return choose_of(set); }, token_of);
 #endif
 }
 
