@@ -188,9 +188,13 @@ int64_t shared_tokens(int64_t need, int32_t paired, bool has_ring, bool has_shor
     return !is_small && paired > 4 && paired <= 8 ? most * 7 / 3 : 2 * most;
   return paired > 8 || is_small ? most : most * 5 / 4;
 }
-// The same where four sets are chosen: four keys a token, and four lists.
-int64_t quad_tokens(int64_t need, int32_t paired, bool has_short_keys) {
-  if (need > 512 && paired > 8) return 0;
+// The same where four sets are chosen: four keys a token, and four lists. ctas: of all rows, where these have an SM each.
+int64_t quad_tokens(int64_t need, int32_t paired, int64_t ctas, int32_t num_sms, bool has_short_keys) {
+  if (need > 512 && paired > 8) {
+    // Two launches gather with all SMs: one is faster where its CTAs are on most of them, or on half of them and rows are short.
+    if (need <= 1024 || 3 * ctas < num_sms) return 0;
+    return 3 * ctas < 2 * num_sms ? 1536 : has_short_keys ? 11264 : 8192;
+  }
   if (has_short_keys) return need > 1024 ? 6144 : paired > 12 ? 9216 : paired > 8 ? 11264 : 8192;
   if (need <= 512) return paired > 1 ? 6144 : 4096;
   return need > 1024 ? 2752 : 4096;
@@ -253,7 +257,7 @@ PagedPlan one_launch_with(const PagedShape& s, const PagedDevice& device, int32_
   const int32_t paired = largest_cluster(device.clusters_paired, rows, most, true);
   const bool has_ring = !quads && s.head_dim == 128 && s.group() <= 4;  // others were not measured with few rows
   const bool has_short_keys = key_bytes == 2;
-  const int64_t of_quads = quad_tokens(need, paired, has_short_keys);
+  const int64_t of_quads = quad_tokens(need, paired, rows * std::min(8, alone), device.num_sms, has_short_keys);
   const auto of = [&](int32_t cluster, int32_t ring) { return one_launch_of(s, cluster, ring, key_bytes); };
   int32_t cluster = paired;
   if (has_ring && alone > 1) {
@@ -301,13 +305,14 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
   const PagedPlan q = one_launch_with(s, device, 2);
   if (p.path != PagedPath::kOneLaunch || q.path != PagedPath::kOneLaunch)
     return q.path == PagedPath::kOneLaunch ? q : p;
-  // To score ties again takes some time. But where keys of 16 bits do with smaller clusters, or let two CTAs share an SM, they are faster,
-  // unless several waves of small ones gather much.
+  // To score ties again takes some time. But where keys of 16 bits do with smaller clusters, or let two CTAs share an SM as they must, they
+  // are faster, unless several waves of small ones gather much.
   const int64_t need = s.num_chosen();
   const int64_t at_once = device.clusters_paired[q.cluster - 1];
   const bool is_one_wave = q.attend_rows <= at_once && q.attend_rows * 5 >= at_once * 4;
   const bool is_smaller = q.cluster < p.cluster && (need <= 512 || need > 1024 || is_one_wave);
-  return is_smaller || (two_fit(q) && !two_fit(p)) ? q : p;
+  const bool shares = int64_t{q.attend_rows} * q.cluster > device.num_sms;
+  return is_smaller || (shares && two_fit(q) && !two_fit(p)) ? q : p;
 }
 
 // How far the first CTA of an SM goes ahead of the second. If both begin together they ask for the index together, then both choose while

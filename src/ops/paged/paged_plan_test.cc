@@ -135,6 +135,9 @@ TEST(PagedPlan, TakesOneLaunchWhereRowsAreShortEnough) {
   EXPECT_EQ(path(16, 65536, 256, own_tokens), PagedPath::kFused) << "the keys of four sets fill an SM's memory";
   EXPECT_EQ(path(4, 8192, 1024, own_tokens), PagedPath::kOneLaunch);
   EXPECT_EQ(path(1, 8192, 1024, own_tokens), PagedPath::kFused) << "more candidates than registers hold";
+  EXPECT_EQ(path(1, 8192, 2048, own_tokens), PagedPath::kOneLaunch);
+  EXPECT_EQ(path(1, 16384, 2048, own_tokens), PagedPath::kFused) << "its 64 CTAs would gather with half of the SMs";
+  EXPECT_EQ(path(2, 65536, 2048, own_tokens), PagedPath::kOneLaunch) << "96 CTAs";
   EXPECT_EQ(path(64, 16384, 1024, own_tokens), PagedPath::kOneLaunch) << "clusters of 4, one after another";
   const auto int4 = [](auto& s) { s.index_type = PagedIndexType::kI4; };
   EXPECT_EQ(path(4, 131072, 256, int4), PagedPath::kOneLaunch) << "keys of 16 bits";
@@ -165,6 +168,9 @@ TEST(PagedPlan, TakesKeysOf16BitsWhereTheyDoWithSmallerClusters) {
   EXPECT_EQ(key_bytes(64, 32768, 256, 0, PagedIndexType::kF8E4M3, 16), 2);
   EXPECT_EQ(key_bytes(16, 16384, 256, 1, PagedIndexType::kI8), 2);
   EXPECT_EQ(key_bytes(64, 8192, 256, 1, PagedIndexType::kI8), 4);
+  EXPECT_EQ(key_bytes(1, 45056, 256, 1, PagedIndexType::kI8), 4)
+      << "two CTAs of 16 bits would fit an SM, but each has its own";
+  EXPECT_EQ(key_bytes(2, 32768, 2048, 1, PagedIndexType::kI8), 4);
   EXPECT_EQ(key_bytes(1, 8192, 256, 0, PagedIndexType::kI4), 2) << "each of one score";
   EXPECT_EQ(key_bytes(1, 8192, 256, 0, PagedIndexType::kI4, 64), 4);
 }
