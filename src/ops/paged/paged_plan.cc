@@ -330,8 +330,9 @@ void set_lead(const PagedShape& s, const PagedDevice& device, PagedPlan& p) {
   int64_t lead = ns(index) / 2 + 2500;
   if (!quads) {
     const bool is_narrow = s.index_row_bytes() <= 16;
-    const bool gathers = ns(kept) >= (is_narrow ? 4500 : 2500);
-    if (!gathers && (is_narrow || p.attend_rows <= device.clusters_paired[p.cluster - 1])) return;
+    const bool is_one_wave = p.attend_rows <= device.clusters_paired[p.cluster - 1];
+    const bool gathers = ns(kept) >= (is_narrow && is_one_wave ? 4500 : 2500);
+    if (!gathers && (is_narrow || is_one_wave)) return;
     lead = gathers ? std::min(ns(kept) * 2 / 5 + 1500, lead) : ns(index) / 2;
   }
   p.lead_ctas = device.num_sms / p.cluster * p.cluster;
