@@ -318,7 +318,7 @@ PagedPlan one_launch_plan(const PagedShape& s, const PagedDevice& device) {
 // How far the first CTA of an SM goes ahead of the second. If both begin together they ask for the index together, then both choose while
 // the memory waits, then both gather. Measured: nearly half as long as one gathers at full bandwidth, and some of what choosing takes, but
 // little longer than half of what it scores; where four sets are chosen that in any case. Not where CTAs are too few to share all SMs, or
-// little is gathered: the last ones would end later, unless several run one after another, or rows are of few bytes but many tokens.
+// little is gathered: the last ones would end later. Where several run one after another that counts less, so these have one sooner.
 void set_lead(const PagedShape& s, const PagedDevice& device, PagedPlan& p) {
   if (p.cluster > 4 || p.ring != 0 || device.memory_gbs == 0 || !two_fit(p)) return;
   if (p.attend_rows * int64_t{10} < device.clusters_paired[p.cluster - 1] * int64_t{9}) return;
