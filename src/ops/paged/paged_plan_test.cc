@@ -213,12 +213,12 @@ TEST(PagedPlan, TakesClustersThatRunAtOnce) {
   EXPECT_EQ(plan(64, 8192, 256).lead_ctas, 132);
   EXPECT_GT(plan(16, 16384, 1024).lead_ns, 3000) << "all run at once, two on every SM";
   EXPECT_EQ(plan(12, 16384, 1024).lead_ns, 0) << "some have an SM to themselves";
-  PagedShape narrow = llama_shape(64, 8192, 256);
-  narrow.index_type = PagedIndexType::kF8E4M3;
-  narrow.index_dims = 16;
-  EXPECT_GT(paged_plan(narrow, kH200).lead_ns, 2500) << "its rows run one after another";
-  narrow.num_seqs = 16;
-  EXPECT_EQ(paged_plan(narrow, kH200).lead_ns, 0);
+  PagedShape of_16_bytes = llama_shape(64, 8192, 256);
+  of_16_bytes.index_type = PagedIndexType::kF8E4M3;
+  of_16_bytes.index_dims = 16;
+  EXPECT_GT(paged_plan(of_16_bytes, kH200).lead_ns, 2500) << "its rows run one after another";
+  of_16_bytes.num_seqs = 16;
+  EXPECT_EQ(paged_plan(of_16_bytes, kH200).lead_ns, 0);
   p = plan(4, 131072, 2048);
   EXPECT_EQ(p.path, PagedPath::kOneLaunch);
   EXPECT_EQ(p.cluster, 6) << "two CTAs of 6 a row have the memory of an SM if keys have 16 bits";
